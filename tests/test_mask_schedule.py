@@ -14,6 +14,7 @@ from tljax import masks, models, optimizer, paths, train
 from tljax.audit import fits, problems
 from tljax.strategies import gradual_unfreeze, lp_ft
 from tljax.train import vectorize
+from tljax.train.step import forms_no_others
 from tljax.types import Context, MaskSchedule, Params, Phase, PhaseRule
 
 STEPS = 100
@@ -173,3 +174,55 @@ def test_the_trainer_compiles_a_schedule_once_and_equals_phases() -> None:
     resumed = final(spec, [moving], (20, STEPS), states=[on_host])
     for a, b in zip(jax.tree.leaves(resumed[:3]), jax.tree.leaves(whole[:3]), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def turns(memory: Any, seen: Any, *, blocks: int, on: int) -> Any:
+    """So many neighbours of the blocks, the next ones every other step; 0 is always on."""
+    first = seen.step // 2 % blocks
+    number = jax.tree.map(lambda group: (group - 1 - first) % blocks < on, seen.groups)
+    return jax.tree.map(lambda group, is_on: is_on | (group == 0), seen.groups, number), memory
+
+
+def blocks_of(params: Params, slots: int, on: int = 2) -> MaskSchedule:
+    groups = paths.each(lambda path, leaf: int(path[7]) if path[7] in "1234" else 0, params)
+    choose = functools.partial(turns, blocks=4, on=on)
+    scope = masks.by_path(params, lambda path: True)
+    return MaskSchedule(no_memory, choose, scope, off="dropped", groups=groups, slots=slots)
+
+
+def deep(dtype: Any = jnp.float32) -> tuple[Any, Params]:
+    model = models.build("mlp", 8, hidden=(4, 4, 4, 4, 4), activation="tanh")
+    params = models.init(model, jax.random.key(0), (2, 2, 1))
+    return model, jax.tree.map(lambda leaf: np.asarray(leaf, dtype), {**params})
+
+
+def test_groups_that_share_slots_train_as_without_them() -> None:
+    with jax.enable_x64(True):
+        model, params = deep(jnp.float64)
+        images = jax.random.normal(jax.random.key(1), (8, 2, 2, 1))
+        targets = jax.nn.one_hot(jnp.arange(8), 8)
+
+        def loss(params: Params) -> jax.Array:
+            return optax.softmax_cross_entropy(models.apply(model, params, images), targets).mean()
+
+        runs = [Loop(OPTIMIZERS["adam"], blocks_of(params, slots), loss).run(params, 20) for slots in (2, 0, 1)]
+        for (with_slots, _), (without, _) in zip(runs[0], runs[1], strict=True):
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), with_slots, without)
+        states = [run[-1][1] for run in runs]
+        assert jax.tree.all(jax.tree.map(np.array_equal, states[0].trained, states[1].trained))
+        block = sum(leaf.size for leaf in jax.tree.leaves(params["hidden_1"]))
+        numbers = [sum(leaf.size for leaf in jax.tree.leaves(state.state) if leaf.ndim) for state in states]
+        assert numbers[1] - numbers[0] == 2 * 2 * block  # two moments of two of four blocks
+        assert (int(states[0].over), int(states[2].over)) == (0, 20)
+
+
+def test_the_trainer_forms_no_gradient_of_what_is_off() -> None:
+    model, params = deep()
+    spec = train.Spec(model, fits.program(model, None).loss, fits.program(model, None).optimizer)
+    results = []
+    for slots in (2, 0):
+        schedule = blocks_of(params, slots)
+        of_fit = trial(params, [(0, schedule.scope)], [PhaseRule(schedule=schedule)])._replace(weights=())
+        assert forms_no_others(train.specialize(spec, of_fit, (schedule.scope,)), params) == bool(slots)
+        results.append(final(spec, [of_fit], (20, STEPS)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), results[0].params, results[1].params)

@@ -22,6 +22,7 @@ import optax
 
 from tljax import elementwise, masks, paths, plugins
 from tljax.masks import Elements
+from tljax.slots import Gathered, Layout, assign, gather, layout, spread
 from tljax.types import Context, InputError, Mask, MaskSchedule, OptState, Params, Phase, Seen
 
 Freed = Any
@@ -81,8 +82,7 @@ def masked(
     the parameters inside `tx`, and when `update` is traced with the state of another mask; an array that is traced in
     `update` and was not in `init`, or the reverse, is another mask.
     """
-    is_elementwise = functools.partial(elementwise.holds_of_shapes, optax.with_extra_args_support(tx))
-    return _masked(tx, mask, freed, cohorts, functools.cache(is_elementwise))
+    return _masked(tx, mask, freed, cohorts)
 
 
 def _masked(
@@ -90,13 +90,14 @@ def _masked(
     mask: Mask | Callable[..., Mask],
     freed: Freed | Callable[[Params], Freed] | None,
     cohorts: int | None,
-    is_elementwise: "IsElementwise",
+    gathers: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """As `masked`; it gathers the leaves for which the optimizer `is_elementwise`."""
+    """As `masked`; where it does not gather, each leaf is of one cohort, of which there may be many."""
     inner = optax.with_extra_args_support(tx)
+    is_elementwise = functools.cache(functools.partial(elementwise.holds_of_shapes, inner))
 
     def placed(leaves: Mask, trained: Params) -> Mask:
-        return _with_elements(is_elementwise, leaves, trained)
+        return _with_elements(is_elementwise, leaves, trained) if gathers else leaves
 
     def init(params: Params) -> OptState:
         if _is_placeholder(params):
@@ -131,7 +132,8 @@ def _masked(
             name: _of_trained(value, leaves, trained_params, of_params) for name, value in extra.items()
         }
         try:
-            changes, state = _update(inner, gradients, state, trained_params, (len(phases), ranks), extra_of_trained)
+            of_cohorts = len(phases), ranks
+            changes, state = _update(inner, gradients, state, trained_params, of_cohorts, extra_of_trained, not gathers)
         except Exception as error:  # of any transformation
             _diagnose_update(error, inner, (gradients, trained_params), (updates, whole), extra_of_trained, extra)
             raise
@@ -372,12 +374,18 @@ def _update(
     params: Params | None,
     cohorts: tuple[int, list[Any]],
     extra: dict[str, Any],
+    by_group: bool = False,
 ) -> tuple[Params, OptState]:
-    """Each cohort runs `tx` on the whole, under its own counters, and keeps what is of its own leaves and elements."""
+    """Each cohort runs `tx` on the whole, under its own counters, and keeps what is of its own leaves and elements.
+
+    `by_group` traces it once for all of them: the same numbers of a shorter program, where there are many.
+    """
     count, ranks = cohorts
     if count < 2:
         return tx.update(gradients, state, params, **extra)
     parts = _parts(gradients, state.state)
+    if by_group:
+        return _update_by_group(tx, gradients, state, params, ranks, extra)
     runs = [
         tx.update(gradients, parts.with_counters(counters), params, **extra)
         for counters in (parts.counters(), *state.younger)
@@ -387,6 +395,99 @@ def _update(
     common = after[0].with_moments(ranks, after, treedef)
     changes = _pick(ranks, [changes for changes, _ in runs], treedef)
     return changes, Cohorts(common, tuple(parts.counters() for parts in after[1:]))
+
+
+def _update_by_group(
+    tx: optax.GradientTransformationExtraArgs,
+    gradients: Params,
+    state: Cohorts,
+    params: Params | None,
+    ranks: Sequence[int],
+    extra: dict[str, Any],
+) -> tuple[Params, OptState]:
+    """As `_update`, where each leaf is of one group: of one program each group computes what its leaves need.
+
+    What follows from no counter is computed once for all.
+    """
+    parts = _parts(gradients, state.state)
+
+    def update(counters: tuple[Any, ...]) -> Any:
+        return tx.update(gradients, parts.with_counters(counters), params, **extra)
+
+    of_groups = [parts.counters(), *state.younger]
+    program, shapes = jax.make_jaxpr(update, return_shape=True)(of_groups[0])
+    changes, after = shapes
+    of_changes = [
+        rank for rank, slots in zip(ranks, jax.tree.leaves(changes), strict=True) for _ in jax.tree.leaves(slots)
+    ]
+    after_parts, structure = _parts(gradients, after), jax.tree.structure(gradients)
+    wanted: list[tuple[int, ...]] = [(rank,) for rank in of_changes]
+    for node, kind in zip(after_parts.nodes, after_parts.kinds, strict=True):
+        if kind == "moments":
+            slots = structure.flatten_up_to(node)
+            wanted += [(rank,) for rank, slot in zip(ranks, slots, strict=True) for _ in jax.tree.leaves(slot)]
+        else:
+            every = tuple(range(len(of_groups))) if kind == "counter" else (0,)
+            wanted += [every] * len(jax.tree.leaves(node))
+    values = _by_group(program, [jax.tree.leaves(counters) for counters in of_groups], wanted)
+    first = [of_output[min(of_output)] for of_output in values]
+    new_changes = jax.tree.unflatten(jax.tree.structure(changes), first[: len(of_changes)])
+    new_state = jax.tree.unflatten(jax.tree.structure(after), first[len(of_changes) :])
+    younger = []
+    for group in range(1, len(of_groups)):
+        own = [of_output.get(group, value) for of_output, value in zip(values, first, strict=True)]
+        of_group = jax.tree.unflatten(jax.tree.structure(after), own[len(of_changes) :])
+        younger.append(_parts(gradients, of_group).counters())
+    return new_changes, Cohorts(new_state, tuple(younger))
+
+
+def _by_group(
+    program: Any, arguments: Sequence[Sequence[Any]], wanted: Sequence[tuple[int, ...]]
+) -> list[dict[int, Any]]:
+    """{group: the value} of each output of a program for the groups that want it; `arguments` are those of each group.
+
+    An equation that follows from no argument is evaluated once, another for the groups that need it.
+    """
+    jaxpr = program.jaxpr
+    varies = {id(v) for v in jaxpr.invars}
+    for equation in jaxpr.eqns:
+        if any(id(v) in varies for v in equation.invars):
+            varies |= {id(v) for v in equation.outvars}
+    needed: dict[int, set[int]] = {}
+    for v, groups in zip(jaxpr.outvars, wanted, strict=True):
+        needed.setdefault(id(v), set()).update(groups)
+    for equation in reversed(jaxpr.eqns):
+        groups = set().union(*(needed.get(id(v), ()) for v in equation.outvars))
+        for v in equation.invars:
+            needed.setdefault(id(v), set()).update(groups)
+    known: dict[tuple[int, int | None], Any] = {}
+
+    def value(v: Any, group: int) -> Any:
+        if isinstance(v, jax.extend.core.Literal):
+            return v.val
+        return known[id(v), group if id(v) in varies else None]
+
+    for v, constant in zip(jaxpr.constvars, program.consts, strict=True):
+        known[id(v), None] = constant
+    for group, of_group in enumerate(arguments):
+        known |= {(id(v), group): argument for v, argument in zip(jaxpr.invars, of_group, strict=True)}
+    for equation in jaxpr.eqns:
+        groups = sorted(set().union(*(needed.get(id(v), ()) for v in equation.outvars)))
+        own = any(id(v) in varies for v in equation.invars)
+        for group in groups if own else groups[:1]:
+            results = _evaluated(jaxpr, equation, [value(v, group) for v in equation.invars])
+            for v, result in zip(equation.outvars, results, strict=True):
+                known[id(v), group if own else None] = result
+    return [{group: value(v, group) for group in groups} for v, groups in zip(jaxpr.outvars, wanted, strict=True)]
+
+
+def _evaluated(jaxpr: Any, equation: Any, inputs: Sequence[Any]) -> list[Any]:
+    """What an equation of a program gives for its inputs."""
+    pairs = zip(equation.invars, inputs, strict=True)
+    given = {id(v): (v, x) for v, x in pairs if not isinstance(v, jax.extend.core.Literal)}
+    variables = [v for v, _ in given.values()]
+    alone = jaxpr.replace(constvars=[], invars=variables, outvars=equation.outvars, eqns=[equation])
+    return jax.core.eval_jaxpr(alone, [], *(x for _, x in given.values()))
 
 
 def carry(
@@ -733,6 +834,10 @@ class Scheduled(NamedTuple):
     """float32: the loss of the last step, if the schedule sees it before the gradient."""
     start: Params | None = None
     """The parameters at the beginning, if what is off returns to them."""
+    slots: Any = None
+    """int32: which group is in each slot, -1 for an empty one, if groups share slots."""
+    over: Any = None
+    """int32: how often a group was to be on, and found no slot; it was off then."""
 
     @property
     def mask(self) -> Chosen:
@@ -757,6 +862,8 @@ def scheduled(
       parameters, and keeps the bits of what is off; the update of what is off is -0.0.
     - `tx` sees what is in the scope, as under `masked`. Gradients of what is off reach it as 0, unless `off` is 'live':
       clipping and norms inside it are of what trains in the step.
+    - With `MaskSchedule.slots`, groups that are alike share the state of as many. `tx` then sees a tree in two parts,
+      `slots.Gathered`; a group that finds no slot is off, and counted in `over`.
     - State is gated too, by `where`: moments as `MaskSchedule.off` says, and the counters of each group, which advance
       in steps in which the group is on. Schedules of the rate and injected numbers are common to all, and go on.
 
@@ -767,15 +874,11 @@ def scheduled(
     """
     scope, base = schedule.scope, jax.random.key(0) if key is None else key
 
-    def under_scope(trained: Params) -> optax.GradientTransformationExtraArgs:
-        ranks, count = _groups(trained, schedule.groups)
-        freed = jax.tree.unflatten(jax.tree.structure(trained), ranks) if count > 1 else None
-        return _masked(tx, scope, freed, count if count > 1 else None, lambda *shapes: False)
-
     def init(params: Params) -> OptState:
         leaves = _canonical(scope, params)
         trained, _ = _split(params, leaves)
-        state = under_scope(trained).init(params)
+        under = _Under(tx, schedule, leaves, trained)
+        state = under.optimizer.init(under.gathered(trained, under.empty))
         memory = jax.tree.map(_strong, schedule.init(trained, jax.random.fold_in(base, _OF_MEMORY)))
         step = jnp.zeros((), jnp.int32)
         start = jax.tree.map(jnp.array, trained) if schedule.returns else None
@@ -789,7 +892,8 @@ def scheduled(
         counts = jax.tree.map(lambda leaf: jnp.zeros((), jnp.float32), trained)
         keeps_loss = schedule.when == "before" and "loss" in schedule.sees
         loss = jnp.full((), jnp.nan, jnp.float32) if keeps_loss else None
-        return Scheduled(state, memory, on, step, counts, loss, start)
+        slots, over = (None, None) if under.layout is None else (under.empty, jnp.zeros((), jnp.int32))
+        return Scheduled(state, memory, on, step, counts, loss, start, slots, over)
 
     def update(
         updates: Params, state: OptState, params: Params | None = None, *, loss: Any = None, **extra: Any
@@ -797,37 +901,161 @@ def scheduled(
         _require_update(schedule, state, params, loss)
         leaves = _canonical(scope, params)
         trained, _ = _split(params, leaves)
-        gradients, rest = _split(updates, _canonical(scope, params, updates))
-        optimizer_of_scope, live = under_scope(trained), schedule.off == "live"
+        under = _Under(tx, schedule, leaves, trained)
+        rest = _split(params, leaves)[1]
+        gradients = updates if isinstance(updates, Gathered) else _split(updates, _canonical(scope, params, updates))[0]
         of_step = None if loss is None else jnp.asarray(loss, jnp.float32)
 
         def choose(of_optimizer: OptState) -> tuple[Params, Any]:
-            seen_loss = state.loss if schedule.when == "before" else of_step
-            seen = _seen(schedule, of_optimizer, trained, gradients, seen_loss, state.step, base, state.start)
+            return _choose(schedule, leaves, base, trained, state, of_optimizer, gradients, of_step)
 
-            def anew() -> tuple[Params, Any]:
-                return _chosen(schedule, state.memory, seen, leaves)
-
-            if schedule.every == 1:
-                return anew()
-            return jax.lax.cond(state.step % schedule.every == 0, anew, lambda: (state.on, state.memory))
-
-        if schedule.when == "after" and live:  # what it sees of the optimizer is of this step
-            changes, of_optimizer = optimizer_of_scope.update(gradients, state.state, trained, **extra)
+        if schedule.when == "after" and schedule.off == "live":  # what it sees of the optimizer is of this step
+            changes, of_optimizer = under.optimizer.update(gradients, state.state, trained, **extra)
             on, memory = choose(of_optimizer)
+            slots, over = None, None
         else:
             on, memory = choose(state.state)
-            reaching = gradients if live else gated(gradients, on)
-            changes, of_optimizer = optimizer_of_scope.update(reaching, state.state, trained, **extra)
-        fresh = optimizer_of_scope.init(trained) if schedule.off == "dropped" else None
-        of_optimizer = _gated_state(schedule, on, trained, of_optimizer, state.state, fresh)
+            slots, over = under.assigned(state, on)
+            on = under.with_slot(on, slots)
+            reaching = gradients if isinstance(gradients, Gathered) else under.gathered(gradients, slots)
+            is_on, of_params = under.is_on(on, slots), under.gathered(trained, slots)
+            reaching = reaching if schedule.off == "live" else gated(reaching, is_on)
+            before = under.cleared(state, slots, of_params)
+            changes, of_optimizer = under.optimizer.update(reaching, before, of_params, **extra)
+            other = under.optimizer.init(of_params) if schedule.off == "dropped" else before
+            of_optimizer = under.gated_state(is_on, of_params, of_optimizer, other)
+            changes = under.spread(changes, slots)
         changes = jax.tree.map(lambda o, change: jnp.where(o, change, _negative_zero(change)), on, changes)
         counts = jax.tree.map(lambda count, o: count + jnp.mean(o, dtype=jnp.float32), state.trained, on)
-        after = Scheduled(of_optimizer, memory, on, state.step + 1, counts, state.loss, state.start)
+        after = Scheduled(of_optimizer, memory, on, state.step + 1, counts, state.loss, state.start, slots, over)
         after = after if state.loss is None else after._replace(loss=of_step)
         return masks.join(changes, jax.tree.map(_negative_zero, rest)), after
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class Ready(NamedTuple):
+    """What a schedule has chosen before the gradient, and what to differentiate with respect to: what is in slots."""
+
+    params: Gathered
+    """The leaves of the scope, in slots where they share them: gradients of it are what `update` takes as well."""
+    on: Gathered
+    """Which of them are on."""
+    groups: jax.Array
+    """bool: which of the groups that share slots are on, in the order of `Layout.groups`."""
+    slots: jax.Array
+    """int32: which of these groups is in each slot, -1 for an empty one."""
+    layout: Layout
+
+
+def ready(
+    tx: optax.GradientTransformation, schedule: MaskSchedule, key: Any, state: Scheduled, params: Params
+) -> Ready | None:
+    """What `scheduled(tx, schedule, key)` will train in this step, where groups share slots; None where none do.
+
+    The parameters are those of the scope, with None elsewhere. Gradients of what is off need then not be formed.
+    """
+    leaves = _canonical(schedule.scope, params)
+    trained, _ = _split(params, leaves)
+    under = _Under(tx, schedule, leaves, trained)
+    if under.layout is None:
+        return None
+    on, _ = _choose(schedule, leaves, key, trained, state, state.state, None, None)
+    slots, _ = under.assigned(state, on)
+    held = under.gathered(trained, slots), under.is_on(on, slots)
+    return Ready(*held, under.groups_on(on), slots, under.layout)
+
+
+def layout_of(schedule: MaskSchedule, scope: Mask, trained: Params) -> Layout | None:
+    """Which groups share slots under a schedule, by the shapes of the leaves of its scope; None where none do."""
+    ranks, _ = _groups(trained, schedule.groups)
+    of_scope = dict(paths.items(scope))
+    return layout(trained, ranks, [of_scope[name] is True for name in paths.names(trained)], schedule.slots)
+
+
+class _Under:
+    """An optimizer under the scope of a schedule, and its trees of trained leaves as it sees them."""
+
+    def __init__(self, tx: optax.GradientTransformation, schedule: MaskSchedule, scope: Mask, trained: Params) -> None:
+        self.schedule, self.trained = schedule, trained
+        ranks, self.count = _groups(trained, schedule.groups)
+        self.layout, mask = layout_of(schedule, scope, trained), scope
+        self.of_groups = ranks
+        if self.layout is not None:
+            owners = [rank for rank in range(self.count) if rank not in self.layout.groups]
+            own = [owners.index(rank) if rank in owners else -1 for rank in ranks]
+            structure = jax.tree.structure(trained)
+            of_slot = [jax.tree.unflatten(structure, [len(owners) + i] * len(ranks)) for i in range(self.layout.slots)]
+            freed = Gathered(jax.tree.unflatten(structure, own), tuple(of_slot))
+            mask = Gathered(scope, (scope,) * self.layout.slots)
+            self.count = len(owners) + self.layout.slots
+            shape = jax.eval_shape(lambda: gather(jax.tree.map(jnp.asarray, trained), self.layout, self.empty))
+            number = dict(paths.items(freed))
+            self.of_groups = [number[name] for name in paths.names(shape)]
+        else:
+            freed = jax.tree.unflatten(jax.tree.structure(trained), ranks)
+        several = self.count > 1
+        self.optimizer = _masked(tx, mask, freed if several else None, self.count if several else None, gathers=False)
+
+    @property
+    def empty(self) -> jax.Array:
+        """Slots with nothing in them."""
+        return jnp.full(0 if self.layout is None else self.layout.slots, -1, jnp.int32)
+
+    def gathered(self, tree: Params, slots: Any) -> Params:
+        return tree if self.layout is None else gather(tree, self.layout, slots)
+
+    def spread(self, changes: Params, slots: Any) -> Params:
+        if self.layout is None:
+            return changes
+        return spread(changes, self.layout, slots, jax.tree.map(_negative_zero, self.trained))
+
+    def groups_on(self, on: Params) -> jax.Array:
+        """bool: which of the groups that share slots are on. Raises InputError where they are on in part."""
+        assert self.layout is not None
+        leaves = jax.tree.leaves(on)
+        if odd := [paths.names(on)[p] for places in self.layout.members for p in places if jnp.ndim(leaves[p])]:
+            raise InputError(f"the schedule has slots, and chooses elements of '{odd[0]}': switch whole leaves")
+        return jnp.stack([jnp.any(jnp.stack([leaves[p] for p in places])) for places in self.layout.members])
+
+    def assigned(self, state: Scheduled, on: Params) -> tuple[Any, Any]:
+        """(Which group is in each slot; how often one found none so far)."""
+        if self.layout is None:
+            return None, None
+        slots, over = assign(state.slots, self.groups_on(on))
+        return slots, state.over + over
+
+    def with_slot(self, on: Params, slots: Any) -> Params:
+        """What is on, less the groups that found no slot."""
+        if self.layout is None:
+            return on
+        leaves, structure = jax.tree.flatten(on)
+        for group, places in enumerate(self.layout.members):
+            for place in places:
+                leaves[place] = leaves[place] & jnp.any(slots == group)
+        return jax.tree.unflatten(structure, leaves)
+
+    def is_on(self, on: Params, slots: Any) -> Params:
+        if self.layout is None:
+            return on
+        parts = gather(on, self.layout, slots)
+        held = [jax.tree.map(lambda o, i=i: o & (slots[i] >= 0), part) for i, part in enumerate(parts.slots)]
+        return Gathered(parts.own, tuple(held))
+
+    def cleared(self, state: Scheduled, slots: Any, params: Params) -> OptState:
+        """The optimizer's state, as on step 0 in slots whose group is a new one."""
+        if self.layout is None:
+            return state.state
+        stays = (slots == state.slots) & (slots >= 0)
+        own = jax.tree.map(lambda leaf: jnp.ones((), bool), params.own)
+        of_slots = [jax.tree.map(lambda leaf, i=i: stays[i], part) for i, part in enumerate(params.slots)]
+        return self.gated_state(Gathered(own, tuple(of_slots)), params, state.state, self.optimizer.init(params))
+
+    def gated_state(self, on: Params, params: Params, new: OptState, other: OptState) -> OptState:
+        """`new` where it is on, and elsewhere `other`; of 'gated' moments all of `new`."""
+        if self.schedule.off == "live" or not jax.tree.leaves(params):
+            return new
+        return _gated_state(self.schedule.off == "gated", on, self.of_groups, self.count, params, new, other)
 
 
 _OF_MEMORY = 2**31 - 1
@@ -936,6 +1164,28 @@ def _seen(
     )
 
 
+def _choose(
+    schedule: MaskSchedule,
+    scope: Mask,
+    key: Any,
+    trained: Params,
+    state: Scheduled,
+    of_optimizer: OptState,
+    gradients: Params | None,
+    loss: Any,
+) -> tuple[Params, Any]:
+    """(What is on in this step, the memory after it): chosen anew, or as before."""
+    seen_loss = state.loss if schedule.when == "before" else loss
+    seen = _seen(schedule, of_optimizer, trained, gradients, seen_loss, state.step, key, state.start)
+
+    def anew() -> tuple[Params, Any]:
+        return _chosen(schedule, state.memory, seen, scope)
+
+    if schedule.every == 1:
+        return anew()
+    return jax.lax.cond(state.step % schedule.every == 0, anew, lambda: (state.on, state.memory))
+
+
 def _chosen(schedule: MaskSchedule, memory: Any, seen: Seen, scope: Mask) -> tuple[Params, Any]:
     """(What is on, a tree like the trained leaves; the memory) after `choose`.
 
@@ -998,33 +1248,24 @@ def _require_form(before: Any, after: Any) -> None:
 
 
 def _gated_state(
-    schedule: MaskSchedule, on: Params, trained: Params, new: OptState, old: OptState, fresh: OptState | None
+    keeps_moments: bool, on: Params, ranks: Sequence[int], count: int, trained: Params, new: OptState, other: OptState
 ) -> OptState:
-    """The optimizer's state after a step: `new` where it is on, and elsewhere what `MaskSchedule.off` says."""
-    if schedule.off == "live" or not jax.tree.leaves(trained):
-        return new
-    ranks, count = _groups(trained, schedule.groups)
+    """The groups' counters, and the moments unless all are kept, of `new` where it is on and of `other` elsewhere."""
     anys = [jnp.any(leaf) for leaf in jax.tree.leaves(on)]
     of_group = [
         functools.reduce(jnp.logical_or, (o for o, rank in zip(anys, ranks, strict=True) if rank == group))
         for group in range(count)
     ]
-    other = old if fresh is None else fresh
     (first, younger), (first_other, younger_other) = _cohorts(new), _cohorts(other)
     parts, parts_other = _parts(trained, first), _parts(trained, first_other)
     nodes = []
     for node, kind, off in zip(parts.nodes, parts.kinds, parts_other.nodes, strict=True):
         if kind == "counter":
-            node = _where(of_group[0], node, off)
-        elif kind == "moments" and schedule.off != "gated":
-            node = jax.tree.map(
-                lambda o, leaf, *slots: jax.tree.map(functools.partial(_slot_where, o, jnp.shape(leaf)), *slots),
-                on,
-                trained,
-                node,
-                off,
-            )
-        nodes.append(node)
+            nodes.append(_where(of_group[0], node, off))
+        elif kind == "moments" and not keeps_moments:
+            nodes.append(jax.tree.map(_slots_where, on, trained, node, off))
+        else:
+            nodes.append(node)
     state = jax.tree.unflatten(parts.treedef, nodes)
     if count < 2:
         return state
@@ -1036,9 +1277,13 @@ def _where(on: Any, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(on, a, b), new, old)
 
 
-def _slot_where(on: Any, shape: tuple[int, ...], new: Any, old: Any) -> Any:
-    """A slot of a leaf of this shape: by element where it has one for each, else whole."""
-    return jnp.where(on if jnp.shape(new) == shape else jnp.any(on), new, old)
+def _slots_where(on: Any, leaf: Any, new: Any, old: Any) -> Any:
+    """What a state has of a leaf: by element where it has one for each, else whole."""
+
+    def pick(a: Any, b: Any) -> Any:
+        return jnp.where(on if jnp.shape(a) == jnp.shape(leaf) else jnp.any(on), a, b)
+
+    return jax.tree.map(pick, new, old)
 
 
 def _apply_chosen(params: Params, updates: Params, chosen: Chosen) -> Params:

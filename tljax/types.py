@@ -125,6 +125,9 @@ class MaskSchedule:
     groups: Any = None
     """A tree of ints: leaves of one number are switched together, and have counters of their own, as Adam's for the
     correction of its bias, which count the steps in which any of them is on ('live': all steps). None: one group."""
+    slots: int = 0
+    """If more groups than so many are alike in the shapes of their leaves, they share the optimizer's state of so many:
+    no more of them are on at once. 0: each leaf of the scope has its own."""
     returns: bool = False
     """Whether what is switched off returns to the bytes with which its phase began."""
 
@@ -147,7 +150,7 @@ class MaskSchedule:
             return structure, tuple((type(m).__name__, m) for m in rows)
 
         functions = function(self.init), function(self.choose)
-        rest = (self.when, self.every, frozenset(self.sees), self.off, self.returns)
+        rest = (self.when, self.every, frozenset(self.sees), self.off, self.slots, self.returns)
         return functions, tree(self.scope), tree(self.groups), rest
 
     def __eq__(self, other: object) -> bool:

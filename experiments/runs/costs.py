@@ -5,6 +5,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from experiments.runs import directory, fit, plan
 from experiments.runs.plan import Experiment
 from tljax import batch_stats, masks, models, objective, train
@@ -46,15 +48,46 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
 
 def of_start(experiment: Experiment, start: Start) -> list[str]:
     """What each phase of a fit costs that starts so, in words: `in_words`."""
-    if not start.phases:  # the strategy looks at data
-        return []
+    return in_words(*_prepared(experiment, start)) if start.phases else []  # none if the strategy looks at data
+
+
+def _prepared(experiment: Experiment, start: Start) -> tuple[fit.DeviceData, fit.PreparedFit]:
+    """(Outlined data, a fit that starts so)."""
     settings, model = experiment.settings, experiment.model
     keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(experiment.target))
     outlined = fit.outlined(experiment.target, settings.recipe, experiment.execution)
     streams, blank = plan.streams(settings, settings.seeds[0]), Result(name="", target="", strategy="", seed=0)
-    return in_words(
-        outlined, fit.build(outlined, model, start, streams, settings.train_examples[-1], blank, keeps_dropout)
-    )
+    budget = settings.train_examples[-1]
+    return outlined, fit.build(outlined, model, start, streams, budget, blank, keeps_dropout)
+
+
+_OFF = {"live": "go on", "gated": "see zeros", "kept": "stand still", "dropped": "begin anew"}
+
+
+def of_moves(experiment: Experiment, start: Start) -> list[str]:
+    """How the mask of each phase moves, a line for each phase; [] where none does."""
+    if not any(rule.schedule for rule in start.rules):
+        return []
+    _, prepared = _prepared(experiment, start)
+    lines: list[str] = []
+    history: tuple[Mask, ...] = ()
+    for (_, mask), rule in zip(prepared.trial.phases, start.rules, strict=True):
+        history = (*history, mask)
+        schedule = rule.schedule
+        if schedule is None:
+            lines.append("")
+            continue
+        spec = train.specialize(prepared.spec, prepared.trial, history)
+        alone = train.forms_no_others(spec, masks.split(start.params, mask)[0], tuple(start.model_state))
+        groups = len({*jax.tree.leaves(schedule.groups)}) or 1
+        what = f"of {groups} groups" if groups > 1 else "by element"
+        steps = "in each step" if schedule.every == 1 else f"every {schedule.every} steps"
+        computed = "not computed, unless fits are side by side" if alone else "computed too"
+        lines.append(
+            f"the mask moves: what trains is chosen {what}, {steps}, {schedule.when} the gradient; moments of what is "
+            f"off {_OFF[schedule.off]}; gradients of what is off are {computed}"
+        )
+    return lines
 
 
 def in_words(outlined: fit.DeviceData, prepared: fit.PreparedFit) -> list[str]:

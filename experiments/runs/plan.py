@@ -406,24 +406,6 @@ def state_lines(start: Start, model: Model) -> list[str]:
     return lines if any(lines) else []
 
 
-def schedule_lines(start: Start) -> list[str]:
-    """How the mask of each phase moves, a line for each phase; [] where none does."""
-    lines = []
-    for schedule in (of_phase.schedule for of_phase in start.rules):
-        if schedule is None:
-            lines.append("")
-            continue
-        steps = "in each step" if schedule.every == 1 else f"every {schedule.every} steps"
-        groups = len({*jax.tree.leaves(schedule.groups)}) or 1
-        what = f"of {groups} groups" if groups > 1 else "by element"
-        moments = {"live": "go on", "gated": "see zeros", "kept": "stand still", "dropped": "begin anew"}[schedule.off]
-        lines.append(
-            f"the mask moves: what trains is chosen {what}, {steps}, {schedule.when} the gradient; moments of what is "
-            f"off {moments}; one compilation, in which the gradients of what is off are computed too"
-        )
-    return lines if any(lines) else []
-
-
 def head_of(settings: Settings, source: Source | None, target: Task) -> str:
     """What becomes of the head: 'copy', 'fresh' or 'zero', as --head says; under 'auto' by the names of the classes.
 

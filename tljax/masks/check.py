@@ -118,6 +118,14 @@ def lint_schedule(params: Params, schedule: MaskSchedule, fresh: Mask | None = N
             raise InputError(f"the schedule's {name} is {plugins.shown(word)}: give one of {', '.join(words)}")
     if isinstance(schedule.every, bool) or not isinstance(schedule.every, int) or schedule.every < 1:
         raise InputError(f"the schedule's every is {schedule.every}: give a whole number of steps, at least 1")
+    if isinstance(schedule.slots, bool) or not isinstance(schedule.slots, int) or schedule.slots < 0:
+        raise InputError(f"the schedule's slots is {plugins.shown(schedule.slots)}: give a whole number, at least 0")
+    if schedule.slots and (schedule.when != "before" or schedule.off != "dropped" or schedule.groups is None):
+        raise InputError(
+            "the schedule has slots: give groups, when='before' and off='dropped', as a slot is taken over"
+        )
+    if schedule.slots and {*schedule.sees} - {"loss"}:
+        raise InputError("the schedule has slots, and sees moments, of which slots hold a part: leave one of them out")
     if isinstance(schedule.sees, str):
         raise InputError(f"the schedule's sees is {schedule.sees!r}: give a set, as frozenset({{{schedule.sees!r}}})")
     if schedule.when == "before" and "gradients" in schedule.sees:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax import batch_stats, low_rank, paths, plugins, switches
+from tljax.models.slotted import Slots, applied
 from tljax.types import InputError, Model, ModelState, Params, PyTree, Stage
 
 ACTIVATIONS = (
@@ -504,6 +505,7 @@ def run(
     axis: str | None = None,
     momentum: float | None = None,
     trained: Params | None = None,
+    slots: Slots | None = None,
 ) -> tuple[list[Any], ModelState]:
     """(the output of each stage as `features` has them, the state after it).
 
@@ -512,7 +514,8 @@ def run(
     of which has a part of the batch, each computes these stages for the whole batch: no statistic is of a part.
 
     `trained` is a tree of the stages with None for what is frozen: neighbours that are alike are one loop only where
-    the same leaves of them train, so that a frozen leaf has no gradient.
+    the same leaves of them train, so that a frozen leaf has no gradient. The stages that `slots` names, which have no
+    state, run with what is in their slot, if they have one.
     """
     x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 255 if leaf.dtype == jnp.uint8 else leaf, x)
     params, mixed = batch_stats.split(params)
@@ -528,6 +531,8 @@ def run(
         if key_of_batch is not None and stage.name not in frozen:
             keys[stage.name] = jax.random.fold_in(key_of_batch, len(model) - i)
 
+    shared = () if slots is None else slots.names
+
     def kind(stage: Stage) -> Hashable:
         """Equal for neighbours that are one loop."""
         if stage.alike is None or stage.name in state or stage.name in mixed:
@@ -535,13 +540,21 @@ def run(
         leaves, structure = jax.tree.flatten(params[stage.name])
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         trains = None if trained is None else jax.tree.structure(trained[stage.name])
-        return _kind(stage), keys[stage.name] is None, structure, shapes, trains
+        return _kind(stage), keys[stage.name] is None, structure, shapes, trains, stage.name in shared
 
     for _, group in itertools.groupby(stages, kind):
         stage, *others = group
         if others:
-            outputs += _looped([stage, *others], params, keys, x, weight)
+            of_slots = slots if stage.name in shared else None
+            outputs += _looped([stage, *others], params, keys, x, weight, of_slots)
             x = outputs[-1]
+            continue
+        if slots is not None and stage.name in shared:
+            which = slots.which[shared.index(stage.name)]
+            x = applied(stage.apply, len(slots.held))(
+                which, slots.held, params[stage.name], x, keys[stage.name], weight
+            )
+            outputs.append(x)
             continue
         own_state = state.get(stage.name, mixed.get(stage.name, {}))
         arguments = {"key": keys[stage.name], "train": False, "weight": weight}
@@ -563,12 +576,20 @@ def run(
 
 
 def _looped(
-    stages: Sequence[Stage], params: Params, keys: Mapping[str, Any], x: PyTree, weight: jax.Array | None
+    stages: Sequence[Stage],
+    params: Params,
+    keys: Mapping[str, Any],
+    x: PyTree,
+    weight: jax.Array | None,
+    slots: Slots | None = None,
 ) -> list[PyTree]:
     """The output of each of some stages that are alike and have no state, one after another in one loop."""
 
-    def of_stage(x: PyTree, item: tuple[Params, Any]) -> tuple[PyTree, PyTree]:
-        y, _ = stages[0].apply(item[0], {}, x, key=item[1], train=False, weight=weight)
+    def of_stage(x: PyTree, item: tuple[Params, Any, Any]) -> tuple[PyTree, PyTree]:
+        if slots is None:
+            y, _ = stages[0].apply(item[0], {}, x, key=item[1], train=False, weight=weight)
+        else:
+            y = applied(stages[0].apply, len(slots.held))(item[2], slots.held, item[0], x, item[1], weight)
         if _shown(x) != _shown(y):
             names = f"'{stages[0].name}' to '{stages[-1].name}'"
             raise InputError(
@@ -577,7 +598,8 @@ def _looped(
             )
         return y, y
 
-    each = [(params[stage.name], keys[stage.name]) for stage in stages]
+    which = [None if slots is None else slots.which[slots.names.index(stage.name)] for stage in stages]
+    each = [(params[stage.name], keys[stage.name], slot) for stage, slot in zip(stages, which, strict=True)]
     last, outputs = jax.lax.scan(of_stage, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
     return [*unstacked(outputs, len(stages))[:-1], last]
 

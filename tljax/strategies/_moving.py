@@ -25,15 +25,28 @@ def everything(params: Params) -> Mask:
     return masks.by_path(params, lambda path: True)
 
 
+def blocks(params: Params, context: Context) -> list[tuple[str, ...]]:
+    """The stages, each in a tuple: a norm goes with the stage below it, and the one under the head with the head.
+
+    >>> norm = {"scale": jnp.ones(2)}
+    >>> params = dict.fromkeys("ac", {"kernel": jnp.ones((2, 2))}) | {"b": norm, "d": norm, "head": {}}
+    >>> blocks(params, Context(stages=("a", "b", "c", "d", "head")))
+    [('a', 'b'), ('c',), ('d', 'head')]
+    """
+    top = (layers.with_head(params, context.stages) or [()])[-1]
+    below = context.stages[: len(context.stages) - len(top)]
+    return [*layers.with_block(params, below), *([top] if top else [])]
+
+
 def middle(params: Params, context: Context, name: str) -> list[tuple[str, ...]]:
-    """The blocks between the first stage (an embedding) and the last (the head), a norm with the stage below it.
+    """The `blocks` between the first stage (an embedding) and the last (the head).
 
     Raises InputError, for the strategy `name`, where there are none.
     """
-    blocks = layers.with_block(params, context.stages)[1:-1]
-    if not blocks:
+    between = blocks(params, context)[1:-1]
+    if not between:
         raise InputError(f"{name} needs a stage between the first and the last: of {len(context.stages)} there is none")
-    return blocks
+    return between
 
 
 def in_blocks(params: Params, blocks: Sequence[Sequence[str]], fresh: Mask | None) -> Params:

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax.strategies import _layers
 from tljax.strategies import _moving as moving
 from tljax.types import Context, InputError, MaskSchedule, Params, Seen
 
@@ -19,7 +18,7 @@ ORDERS = ("random", "ascending", "descending")
 
 
 def strategy(params: Params, context: Context, *, every: int = 50, order: str = "random") -> MaskSchedule:
-    """Each stage is a block, a norm with the stage below it; a block is on for `every` steps.
+    """Each stage is a block; a block is on for `every` steps. A norm goes with the stage below it, or with the head.
 
     The blocks come in an `order`: 'random', drawn anew in each round of all blocks, 'ascending' from the input up, or
     'descending'. Raises InputError for another word, for a number below 1, and without context.stages.
@@ -27,14 +26,14 @@ def strategy(params: Params, context: Context, *, every: int = 50, order: str = 
     moving.require_steps("badam", every=every)
     if order not in ORDERS:
         raise InputError(f"badam:order={order}: give one of {', '.join(ORDERS)}")
-    blocks = _layers.with_block(params, context.stages)
+    blocks = moving.blocks(params, context)
     if not blocks:
         raise InputError("badam needs context.stages: path prefixes in the order of the model")
     blocks = blocks[::-1] if order == "descending" else blocks
     groups = moving.in_blocks(params, blocks, context.fresh)
     init = functools.partial(first_order, blocks=len(blocks))
     choose = functools.partial(next_block, every=every, shuffled=order == "random")
-    return MaskSchedule(init, choose, moving.everything(params), every=every, off="dropped", groups=groups)
+    return MaskSchedule(init, choose, moving.everything(params), every=every, off="dropped", groups=groups, slots=1)
 
 
 def first_order(params: Params, key: Any, *, blocks: int) -> jax.Array:

@@ -16,8 +16,8 @@ from tljax.types import Context, InputError, MaskSchedule, Params, Seen
 def strategy(params: Params, context: Context, *, layers: int = 2, every: int = 20) -> MaskSchedule:
     """`layers` blocks (all of them where there are fewer) are on for `every` steps; whatever was drawn anew always is.
 
-    A stage that is nothing but a norm goes with the stage below it. Raises InputError for a number below 1, and for a
-    model without a stage between the first and the head.
+    A stage that is nothing but a norm goes with the stage below it, or with the head that follows it. Raises InputError
+    for a number below 1, and for a model without a stage between the first and the head.
     """
     moving.require_steps("lisa", every=every)
     if layers < 1:
@@ -26,7 +26,7 @@ def strategy(params: Params, context: Context, *, layers: int = 2, every: int = 
     groups = moving.in_blocks(params, blocks, context.fresh)
     choose = functools.partial(draw, blocks=len(blocks), layers=min(layers, len(blocks)))
     scope = moving.everything(params)
-    return MaskSchedule(moving.no_memory, choose, scope, every=every, off="dropped", groups=groups)
+    return MaskSchedule(moving.no_memory, choose, scope, every=every, off="dropped", groups=groups, slots=layers)
 
 
 def draw(memory: tuple[()], seen: Seen, *, blocks: int, layers: int) -> tuple[Params, tuple[()]]:

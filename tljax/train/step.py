@@ -18,6 +18,7 @@ import optax
 from tljax import augment, batch_stats, elementwise, masks, models, objective, optimizer, optimizers, paths, penalties
 from tljax.augment import Augmentation
 from tljax.data import draw
+from tljax.models.slotted import Slots
 from tljax.penalties import Penalty
 from tljax.types import Batch, InputError, Mask, MaskSchedule, Model, ModelState, OptState, Params, PhaseRule
 
@@ -176,7 +177,10 @@ def step(
     def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
         return _objective(spec, hyper, trained, frozen, model_state, batch, number, axis)
 
-    if spec.microbatch:
+    prepared = _ready(spec, hyper, trained, opt_state, model_state)
+    if prepared is not None:
+        loss, terms, gradients = _of_slots(spec, hyper, prepared, trained, frozen, model_state, batch, number, axis)
+    elif spec.microbatch:
         (loss, terms), gradients = _accumulated(spec, hyper, trained, frozen, model_state, batch, number, axis)
     else:
         (_, (loss, terms, model_state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
@@ -189,11 +193,75 @@ def step(
         updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained, loss=loss)
         trained = optimizer.apply(trained, updates, opt_state.mask)
         selection = optimizer.Chosen(opt_state.on)
-        gradients = gradients if spec.schedule.off == "live" else optimizer.gated(gradients, opt_state.on)
+        is_on = opt_state.on if prepared is None else prepared.on
+        gradients = gradients if spec.schedule.off == "live" else optimizer.gated(gradients, is_on)
     if average is not None:
         average = averaged(average, trained, model_state or {}, hyper.numbers["average_weight"], selection)
     log = Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
     return trained, opt_state, average, model_state, log
+
+
+def _ready(
+    spec: Spec, hyper: Hyper, trained: Params, opt_state: OptState, model_state: ModelState | None
+) -> optimizer.Ready | None:
+    """What a schedule has chosen before the gradient, where groups of leaves share slots and `forms_no_others`."""
+    if spec.schedule is None or not spec.schedule.slots or not forms_no_others(spec, trained, model_state or ()):
+        return None
+    tx = optimizers.build(spec.optimizer, jnp.zeros(()), hyper.numbers)
+    return optimizer.ready(tx, *_schedule(spec, hyper), opt_state, trained)
+
+
+def forms_no_others(spec: Spec, trained: Params, stateful: Collection[str] = ()) -> bool:
+    """Whether under a schedule with slots no gradient is formed of what is off: by flags and shapes, never by a timing.
+
+    It is so where the groups that share slots are one stage each, whole and without a state, and where there is neither
+    a penalty nor a `merge` nor microbatches. `stateful` are the stages that have a state.
+    """
+    assert spec.schedule is not None
+    layout = optimizer.layout_of(spec.schedule, _as_mask(spec), trained)
+    if layout is None or spec.penalties or spec.merge is not None or spec.microbatch:
+        return False
+    names = paths.names(trained)
+    for places in layout.members:
+        stages = {name for name in models.names(spec.model) for place in places if paths.inside((name,))(names[place])}
+        stage = next(iter(stages), "")
+        whole = [name for name in paths.names(_as_mask(spec)) if paths.inside((stage,))(name)]
+        if len(stages) != 1 or stage in stateful or sorted(whole) != sorted(names[place] for place in places):
+            return False
+    return True
+
+
+def _of_slots(
+    spec: Spec,
+    hyper: Hyper,
+    prepared: optimizer.Ready,
+    trained: Params,
+    frozen: Params,
+    model_state: ModelState | None,
+    batch: Batch,
+    number: jax.Array,
+    axis: str | None,
+) -> tuple[jax.Array, tuple[jax.Array, ...], Params]:
+    """(L, no terms, the gradient with respect to what is in slots): that of what is off is not formed."""
+    names, layout = paths.names(trained), prepared.layout
+    every = models.names(spec.model)
+    stages = [next(s for s in every if paths.inside((s,))(names[places[0]])) for places in layout.members]
+    slots = jnp.arange(layout.slots)
+    which = [jnp.max(jnp.where(prepared.slots == group, slots, -1)) for group in range(len(layout.members))]
+
+    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+        held = tuple(slot[stages[0]] for slot in params.slots)
+        rest = jax.tree.map(lambda own, leaf: leaf if own is None else None, params.own, trained, is_leaf=_is_none)
+        of_stages = Slots(tuple(stages), jnp.stack(which), held)
+        others = masks.join(frozen, rest)
+        return _objective(spec, hyper, params.own, others, model_state, batch, number, axis, slots=of_stages)
+
+    (_, (loss, terms, _)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(prepared.params)
+    return loss, terms, gradients
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 _AUGMENT = 2**31 - 1
@@ -227,6 +295,7 @@ def _objective(
     number: jax.Array,
     axis: str | None,
     part: tuple[jax.Array, jax.Array] | None = None,
+    slots: Slots | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, tuple[jax.Array, ...], ModelState | None]]:
     """L + lambda R of a batch, beside it L, the terms of lambda R, and the model's state after the batch.
 
@@ -241,7 +310,7 @@ def _objective(
     merge = spec.merge or (lambda params: params)
     whole, start_state = merge(masks.join(trained, frozen)), hyper.start_state or {}
     how: Any = {"key": key, "frozen": _without_dropout(spec), "tracked": spec.tracked, "weight": weight, "axis": axis}
-    outputs, new_state = models.run(spec.model, whole, model_state or {}, x, trained=trained, **how)
+    outputs, new_state = models.run(spec.model, whole, model_state or {}, x, trained=trained, slots=slots, **how)
     smoothing = (hyper.numbers["label_smoothing"],) if spec.smooth_labels else ()
     values = spec.loss(outputs[-1], targets, *smoothing)
     if spec.weighs_classes:
@@ -363,13 +432,23 @@ def transformation(spec: Spec, hyper: Hyper, rate: Any) -> optax.GradientTransfo
     """The optimizer of one fit, under its mask and with its cohorts, or under its schedule."""
     tx = optimizers.build(spec.optimizer, rate, hyper.numbers)
     if spec.schedule is not None:
-        key = jax.random.fold_in(hyper.key, _SCHEDULE)
-        return optimizer.scheduled(tx, replace(spec.schedule, scope=_mask(spec, hyper)), key)
+        return optimizer.scheduled(tx, *_schedule(spec, hyper))
     if spec.cohorts is None:
         return optimizer.masked(tx, _mask(spec, hyper))
     arrays = iter(hyper.cohorts)
     ranks = [next(arrays) if rank is None else rank for rank in spec.cohorts]
     return optimizer.masked(tx, _mask(spec, hyper), jax.tree.unflatten(spec.structure, ranks), spec.cohort_count)
+
+
+def _schedule(spec: Spec, hyper: Hyper) -> tuple[MaskSchedule, Any]:
+    """The schedule of a fit's mask, and its key."""
+    assert spec.schedule is not None
+    return replace(spec.schedule, scope=_mask(spec, hyper)), jax.random.fold_in(hyper.key, _SCHEDULE)
+
+
+def _as_mask(spec: Spec) -> Mask:
+    """The mask of a spec, with a rate where one is passed."""
+    return jax.tree.unflatten(spec.structure, [0.5 if trains is None else trains for trains in spec.mask])
 
 
 def _mask(spec: Spec, hyper: Hyper) -> Mask:
