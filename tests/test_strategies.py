@@ -71,6 +71,8 @@ TRAINED = {
     "pattern:freeze=**/bias+hidden_1/*": HEAD | {"hidden_0/kernel"},
     "pattern:train=hidden_*/*:freeze=**/bias": HEAD | {"hidden_0/kernel", "hidden_1/kernel"},
     "lora": HEAD | {f"hidden_{i}/lora_{factor}" for i in (0, 1) for factor in "ab"},
+    "dora": HEAD | {f"hidden_{i}/{leaf}" for i in (0, 1) for leaf in ("lora_a", "lora_b", "dora_magnitude")},
+    "pissa": HEAD | {f"hidden_{i}/pissa_{factor}" for i in (0, 1) for factor in "ab"},
 }
 """What trains, by whole leaves."""
 
@@ -106,7 +108,9 @@ def start(name):
     if adapt := method.adapt:
         params = adapt(params, jax.random.key(2))
     known = leaves(FRESH)
-    fresh = paths.each(lambda path, leaf: known.get(path, "lora" in path), params)
+    fresh = paths.each(
+        lambda path, leaf: known.get(path, any(word in path for word in ("lora_", "dora_", "pissa_"))), params
+    )
     return params, CONTEXT._replace(fresh=fresh)
 
 
@@ -312,6 +316,9 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("lora:rank=0", "at least 1"),
         ("lora:scale=0", "above 0 and finite"),
         ("lora:ratio=0", "above 0 and finite"),
+        ("dora:rank=0", "dora:rank=0: it is at least 1"),
+        ("dora:scale=0", "above 0 and finite"),
+        ("pissa:rank=0", "pissa:rank=0: it is at least 1"),
     ],
 )
 def test_options_out_of_range_are_refused(text, message):

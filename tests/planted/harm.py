@@ -128,10 +128,11 @@ def moments(loop):
     """The paths of arrays in the state beside the parameters that are shaped and named like a frozen leaf."""
     frozen = [path for path, m in leaves(loop.mask).items() if not np.any(m)]
     shapes = {path: leaf.shape for path, leaf in leaves(parameters(loop, loop.state)).items()}
-    own = [f"0/{path}" for path in frozen]
+    own = {id(leaf) for leaf in jax.tree.leaves(parameters(loop, loop.state))}
+    beside = [(path, jnp.shape(leaf)) for path, leaf in paths.items(loop.state) if id(leaf) not in own]
     return {
         path
         for path in frozen
-        for other, leaf in leaves(loop.state).items()
-        if other not in own and path.removesuffix("/value") in other and leaf.shape == shapes[path]
+        for other, shape in beside
+        if path.removesuffix("/value") in other and shape == shapes[path]
     }

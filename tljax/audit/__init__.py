@@ -3,9 +3,10 @@
 `lines` (a check and how it is made), `optimizers`, `problems` (what strategies are tried on) and `strategies`, which
 fits by `fits`, are the checks of what is written for tljax. `steps` reads a training step or an optimizer of anyone's:
 it is traced by `tracing`, read by `program`, run by `numbers`, and its findings are a `report`. `checkpoints` says what
-became of each leaf between two of them.
+became of each leaf between two of them, `restores` what came of a load, and `assertions` are for test suites.
 """
 
+from tljax.audit.assertions import frozen, rates, restored
 from tljax.audit.checkpoints import checkpoints
 from tljax.audit.lines import Check
 from tljax.audit.optimizers import check_optimizer
@@ -20,6 +21,9 @@ __all__ = [
     "check_optimizer",
     "check_strategy",
     "checkpoints",
+    "frozen",
     "optimizer",
+    "rates",
+    "restored",
     "step",
 ]

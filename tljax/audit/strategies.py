@@ -230,7 +230,16 @@ def _frozen_kept(proof: _Proof) -> str:
         count += int(frozen.sum())
     wrote = changed(proof.case.params, proof.start)
     assert not wrote, f"the fit wrote into the parameters it began from: {paths.some(wrote)}"
-    return f"{count} frozen numbers on {proof.case.problem.name}, under AdamW with decay, clipping and L2"
+    told = f"{count} frozen numbers on {proof.case.problem.name}, under AdamW with decay, clipping and L2"
+    rest = _rewritten(proof)
+    return f"{told}; so do the residuals that adapt left: {paths.some(rest)}" if rest else told
+
+
+def _rewritten(proof: _Proof) -> list[str]:
+    """The paths of the frozen leaves to which adapt gave other values than the source's."""
+    before, source = dict(paths.items(proof.case.params)), dict(paths.items(proof.case.ordinary))
+    frozen = [path for _, path, *_, trains in _leaves_by_phase(proof) if trains is False]
+    return [path for path in dict.fromkeys(frozen) if path in source and not same_bytes(before[path], source[path])]
 
 
 def _trained_moved(proof: _Proof) -> str:

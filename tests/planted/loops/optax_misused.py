@@ -30,7 +30,7 @@ def decay_after_partition(mask, clean=False):
 
 
 def freeze_comes_first(mask, clean=False):
-    """`freeze` zeroes gradients where it stands first, and updates where it stands last."""
+    """`freeze` zeroes gradients where it stands first, and updates where it stands last. (Moments it keeps in both.)"""
     freeze = optax.freeze(_inverted(mask))
     adamw = optax.adamw(1e-2, weight_decay=0.1)
     return optax.chain(adamw, freeze) if clean else optax.chain(freeze, adamw)
@@ -38,7 +38,7 @@ def freeze_comes_first(mask, clean=False):
 
 def freeze_of_what_trains(mask, clean=False):
     """True in the mask of `freeze` is what stands still; in that of `masked` it is what moves."""
-    return optax.chain(optax.adam(1e-2), optax.freeze(_inverted(mask) if clean else mask))
+    return optax.chain(optax.sgd(1e-2), optax.freeze(_inverted(mask) if clean else mask))
 
 
 def clip_around_multi_transform(mask, clean=False):
