@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import numbers, program, tracing
+from tljax.audit import cotangents, numbers, program, tracing
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
 from tljax.types import InputError, Mask, Params
@@ -45,6 +45,7 @@ def step(
     """
     traced = tracing.trace(step, state, batch, params)
     audit = _Audit(traced, mask, _name(step))
+    audit.labels = audit.of_gradients()
     return audit.report()
 
 
@@ -130,8 +131,11 @@ class _Audit:
         self.batch = 1 << (2 * self.size)
         first = 2 * self.size + 1
         self.gradient = {
-            leaf.number: (1 << (first + 2 * i), 1 << (first + 2 * i + 1)) for i, leaf in enumerate(self.leaves)
+            leaf.number: (1 << (first + 3 * i), 1 << (first + 3 * i + 1)) for i, leaf in enumerate(self.leaves)
         }
+        """The labels of a leaf's gradient: that of elements that train, and that of frozen ones."""
+        self.perhaps = {leaf.number: 1 << (first + 3 * i + 2) for i, leaf in enumerate(self.leaves)}
+        """The label of what may be a leaf's gradient, or another's."""
         self.labels = dict(labels or {})
         self.init = init
         self.notes = list(traced.notes)
@@ -143,6 +147,27 @@ class _Audit:
         return max(owners, key=lambda leaf: len(leaf.path), default=None)
 
     # Reading.
+
+    def of_gradients(self) -> dict[tuple[int, ...], program.Label]:
+        """The labels of the places where the program reads a gradient of parameters."""
+        by_path = {leaf.path: leaf for leaf in self.leaves}
+        roles = cotangents.cotangents(self.traced.closed, {leaf.place: leaf.path for leaf in self.leaves})
+        return {
+            place: self._label([by_path[path] for path in role.leaves], role.assigned) for place, role in roles.items()
+        }
+
+    def _label(self, leaves: Sequence[_Leaf], assigned: bool) -> program.Label:
+        if not assigned:
+            return program.Label(sum(self.perhaps[leaf.number] for leaf in leaves))
+        if len(leaves) == 1 and leaves[0].partly:
+            return program.Label(
+                self.gradient[leaves[0].number][0], leaves[0].frozen, self.gradient[leaves[0].number][1]
+            )
+        bits = 0
+        for leaf in leaves:
+            trained, frozen = self.gradient[leaf.number]
+            bits |= trained | frozen if leaf.partly else trained if leaf.trains is True else frozen
+        return program.Label(bits)
 
     def inputs(self, zeros: Mapping[int, tuple[Any, int]]) -> list[Value]:
         """The values of the inputs; `zeros` says where leaves of the state are taken to be 0, and how surely."""
@@ -169,9 +194,9 @@ class _Audit:
 
     def read(self, zeros: Mapping[int, tuple[Any, int]]) -> program.Reading:
         names = [*self.traced.paths, *("" for _ in self.avals[self.size :])]
-        watched = 0
-        for bits in self.gradient.values():
-            watched |= bits[0] | bits[1]
+        watched = sum(self.perhaps.values())
+        for pair in self.gradient.values():
+            watched |= pair[0] | pair[1]
         return program.read(self.traced.closed, self.inputs(zeros), names=names, labels=self.labels, watched=watched)
 
     def invariant(self, zeros: dict[int, tuple[Any, int]]) -> tuple[program.Reading, dict[int, tuple[Any, int]]]:
@@ -255,8 +280,7 @@ class _Audit:
                 findings.append(self.trains(leaf))
             if _any(leaf.frozen):
                 findings.append(self.frozen(leaf, shown.get(leaf.place)))
-        if self.labels or self.init is not None:
-            findings += [self.unseen(leaf) for leaf in self.leaves if _any(leaf.frozen)]
+        findings += [self.unseen(leaf) for leaf in self.leaves if _any(leaf.frozen)]
         findings += [self.state(leaf) for leaf in self.leaves if leaf.trains is False]
         return Report(self.subject, tuple(findings), tuple(dict.fromkeys(self.notes)))
 
@@ -379,7 +403,7 @@ class _Audit:
 
     def _reach(self) -> list[int]:
         """For each leaf of the state that is no parameter: the gradients and batches on which it depends in time."""
-        wanted = self.batch
+        wanted = self.batch | sum(self.perhaps.values())
         for pair in self.gradient.values():
             wanted |= pair[0] | pair[1]
         reach = [
@@ -408,7 +432,7 @@ class _Audit:
         """The finding on whether the elements of a leaf that train follow the batch."""
         mine = self.gradient[leaf.number]
         what = "the batch" if self.init is None else "its gradient"
-        wanted = self.batch | mine[0] | mine[1]
+        wanted = self.batch | mine[0] | mine[1] | self.perhaps[leaf.number]
         rows = self.pieces(leaf.place, leaf.trains)
         dead = [
             (number, piece)
@@ -431,16 +455,23 @@ class _Audit:
 
     def unseen(self, leaf: _Leaf) -> Finding:
         """The finding on whether trained leaves depend on the gradient of a frozen one."""
-        bit = self.gradient[leaf.number][1]
+        bit, perhaps = self.gradient[leaf.number][1], self.perhaps[leaf.number]
+        doubtful = []
         for other in self.leaves:
             if other.trains is False:
                 continue
             for _, piece in self.pieces(other.place, other.trains):
-                if (piece.depends | self._through(piece.depends, self.reach)) & bit:
+                bits = piece.depends | self._through(piece.depends, self.reach)
+                if bits & bit:
                     meeting = next((equation for bits, equation in self.reading.meetings if bits & bit), None)
                     operation = f", first in '{meeting.primitive.name}'" if meeting is not None else ""
                     detail = f"'{other.path}' depends on its gradient{operation}"
                     return Finding(leaf.path, "unseen", "refuted", detail, source=program.line_of(meeting))
+                if bits & perhaps:
+                    doubtful.append(other.path)
+        if doubtful:
+            detail = f"{paths.some(list(dict.fromkeys(doubtful)), 2)}: what a gradient there is of is not known"
+            return Finding(leaf.path, "unseen", "not decided", detail)
         return Finding(leaf.path, "unseen", "proved", "no update of a trained leaf depends on its gradient")
 
     def state(self, leaf: _Leaf) -> Finding:
