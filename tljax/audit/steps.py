@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,19 @@ def _name(function: Callable[..., Any]) -> str:
     if callable(update):
         return str(getattr(update, "__qualname__", type(function).__name__)).partition(".")[0]
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+_STEP = 1 << 10
+"""What a counter may grow by in a step."""
+
+
+class _Assumed(NamedTuple):
+    """What is assumed of leaves of the state, by their places."""
+
+    zeros: dict[int, tuple[Any, int]]
+    """Where they are 0 (True or a bool array), and how surely."""
+    bounds: dict[int, tuple[float, float]]
+    """Between which numbers they are."""
 
 
 @dataclass
@@ -169,8 +182,8 @@ class _Audit:
             bits |= trained | frozen if leaf.partly else trained if leaf.trains is True else frozen
         return program.Label(bits)
 
-    def inputs(self, zeros: Mapping[int, tuple[Any, int]]) -> list[Value]:
-        """The values of the inputs; `zeros` says where leaves of the state are taken to be 0, and how surely."""
+    def inputs(self, assumed: "_Assumed") -> list[Value]:
+        """The values of the inputs, where this is assumed of leaves of the state."""
         values = []
         for place, aval in enumerate(self.avals):
             if place >= self.size and self.init is None:
@@ -187,86 +200,108 @@ class _Audit:
                 value = program.parts(place, owner.frozen, (1 << (2 * place), 1 << (2 * place + 1)))
             else:
                 value = program.whole(place, 1 << (2 * place))
-            if place in zeros:
-                value = program.zeros(value, zeros[place][0], aval.dtype, zeros[place][1])
+            if place in assumed.bounds:
+                value = program.bounded(value, *assumed.bounds[place])
+            if place in assumed.zeros:
+                where, grade = assumed.zeros[place]
+                value = program.zeros(value, where, aval.dtype, grade)
             values.append(value)
         return values
 
-    def read(self, zeros: Mapping[int, tuple[Any, int]]) -> program.Reading:
+    def read(self, assumed: "_Assumed") -> program.Reading:
         names = [*self.traced.paths, *("" for _ in self.avals[self.size :])]
         watched = sum(self.perhaps.values())
         for pair in self.gradient.values():
             watched |= pair[0] | pair[1]
-        return program.read(self.traced.closed, self.inputs(zeros), names=names, labels=self.labels, watched=watched)
+        return program.read(self.traced.closed, self.inputs(assumed), names=names, labels=self.labels, watched=watched)
 
-    def invariant(self, zeros: dict[int, tuple[Any, int]]) -> tuple[program.Reading, dict[int, tuple[Any, int]]]:
-        """The reading under all zeros that the step keeps, of those with which the state begins.
+    def invariant(self, assumed: "_Assumed") -> tuple[program.Reading, "_Assumed"]:
+        """The reading under all that the step keeps, of what holds of the state with which it begins.
 
-        Assume all, drop what the step does not map to 0 again, and repeat (Flanagan and Leino 2001, "Houdini").
+        Assume all, drop what the step does not give again, and repeat (Flanagan and Leino 2001, "Houdini").
         """
         while True:
-            reading = self.read(zeros)
-            kept: dict[int, tuple[Any, int]] = {}
-            for place, (where, grade) in zeros.items():
-                value, shape = reading.outputs[place], self.avals[place].shape
-                still = [
-                    number
-                    for number, piece in enumerate(value.pieces)
-                    if program.is_zero(piece) and not piece.condition
-                ]
-                grade = max([grade, *(value.pieces[number].grade for number in still)])
-                if value.selector is None:
-                    holds: Any = where if still else False
-                else:
-                    holds = np.isin(value.selector, still) & np.broadcast_to(where, shape)
-                if isinstance(holds, np.ndarray):
-                    holds = True if holds.all() else holds if holds.any() else False
-                if holds is not False:
-                    kept[place] = (holds, grade)
-            if all(
-                place in kept and kept[place][1] == grade and np.array_equal(kept[place][0], where)
-                for place, (where, grade) in zeros.items()
+            reading = self.read(assumed)
+            kept = _Assumed({}, {})
+            for place, (where, grade) in assumed.zeros.items():
+                holds = self._still_zero(reading.outputs[place], where, self.avals[place].shape)
+                if holds[0] is not False:
+                    kept.zeros[place] = (holds[0], max(grade, holds[1]))
+            for place, bounds in assumed.bounds.items():
+                if self._still_within(reading.outputs[place], place, bounds):
+                    kept.bounds[place] = bounds
+            if kept.bounds == assumed.bounds and all(
+                place in kept.zeros and kept.zeros[place][1] == grade and np.array_equal(kept.zeros[place][0], where)
+                for place, (where, grade) in assumed.zeros.items()
             ):
-                return reading, zeros
-            zeros = kept
+                return reading, assumed
+            assumed = kept
 
-    def given_zeros(self) -> dict[int, tuple[Any, int]]:
-        """Where the arrays of the state that are no parameters are 0."""
-        zeros: dict[int, tuple[Any, int]] = {}
+    def _still_zero(self, value: Value, where: Any, shape: Sequence[int]) -> tuple[Any, int]:
+        """Where the elements that `where` chooses are 0 in the next state, and how surely."""
+        still = [n for n, piece in enumerate(value.pieces) if program.is_zero(piece) and not piece.condition]
+        grade = max([value.pieces[number].grade for number in still], default=0)
+        if value.selector is None:
+            return (where if still else False), grade
+        holds = np.isin(value.selector, still) & np.broadcast_to(where, tuple(shape))
+        return (True if holds.all() else holds if holds.any() else False), grade
+
+    def _still_within(self, value: Value, place: int, bounds: tuple[float, float]) -> bool:
+        """Whether a number of the next state is between the bounds, or above them by no more than a counter's step."""
+        if all(piece.content == place and not piece.condition for piece in value.pieces):
+            return True
+        extent = program.extent(value)
+        step = _STEP if jax.dtypes.issubdtype(self.avals[place].dtype, np.integer) else 0
+        return extent is not None and bounds[0] <= extent[0] and extent[1] <= bounds[1] + step
+
+    def given(self) -> "_Assumed":
+        """What holds of the state that is given, of what is no parameter: zeros, and counters that are not negative.
+
+        A counter is taken to stay below 2^30, which it does for a million steps.
+        """
+        assumed = _Assumed({}, {})
         if self.init is not None:
             closed = self.init[1]
             params = [program.whole(number, 0) for number in range(len(self.leaves))]
             state = [place for place in range(self.size) if place not in self.by_place]
-            for place, value in zip(state, program.read(closed, params).outputs, strict=True):
-                if all(map(program.is_zero, value.pieces)) and self.avals[place].dtype != np.bool_:
-                    zeros[place] = (True, program.EQUAL)
-            return zeros
-        for place in range(self.size):
-            leaf = self.traced.leaves[place]
-            if place in self.by_place or isinstance(leaf, jax.ShapeDtypeStruct) or not hasattr(leaf, "dtype"):
+            begun: list[Any] = [
+                value.pieces[0].constant
+                if all(piece.content == CONSTANT and not piece.grade for piece in value.pieces)
+                else None
+                for value in program.read(closed, params).outputs
+            ]
+            numbers = dict(zip(state, begun, strict=True))
+        else:
+            numbers = {
+                place: leaf
+                for place, leaf in enumerate(self.traced.leaves[: self.size])
+                if place not in self.by_place and not isinstance(leaf, jax.ShapeDtypeStruct)
+            }
+        for place, leaf in numbers.items():
+            dtype = self.avals[place].dtype
+            if leaf is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended) or dtype == np.bool_:
                 continue
-            if (
-                jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
-                or leaf.dtype == np.bool_
-                or not math.prod(leaf.shape)
-            ):
-                continue
-            where = _where_zero(leaf)
-            if where is not False:
-                zeros[place] = (where, program.EQUAL)
-        return zeros
+            if self.avals[place].size and (where := _where_zero(leaf)) is not False:
+                assumed.zeros[place] = (where, program.EQUAL)
+            if self.avals[place].size == 1 and not jax.dtypes.issubdtype(dtype, np.complexfloating):
+                number = float(np.asarray(leaf).reshape(()))
+                if jax.dtypes.issubdtype(dtype, np.integer) and 0 <= number < 1 << 20 and jnp.iinfo(dtype).bits >= 32:
+                    assumed.bounds[place] = (0.0, float(1 << 30))
+                elif jax.dtypes.issubdtype(dtype, np.floating) and math.isfinite(number):
+                    assumed.bounds[place] = (min(number, 0.0) - 1, max(number, 0.0) + 1)
+        return assumed
 
     # Deciding.
 
     def report(self) -> Report:
         try:
-            reading, zeros = self.invariant(self.given_zeros())
+            reading, assumed = self.invariant(self.given())
         except program.Stop as stop:
             claims: list[tuple[_Leaf, Claim]] = [(leaf, "trains") for leaf in self.leaves if leaf.trains is not False]
             claims += [(leaf, "frozen") for leaf in self.leaves if _any(leaf.frozen)]
             undecided = [Finding(leaf.path, claim, "not decided", str(stop)) for leaf, claim in claims]
             return Report(self.subject, tuple(undecided), (*self.notes, str(stop)))
-        self.reading, self.zeros = reading, zeros
+        self.reading, self.assumed = reading, assumed
         self.notes += reading.notes
         self.reach = self._reach()
         findings = []
