@@ -34,10 +34,10 @@ class Live(NamedTuple):
     """The identities of the equations."""
 
 
-def live(program: Any, wanted: Sequence[bool], unread: Collection[Read] = ()) -> Live:
+def live(program: Any, wanted: Sequence[bool], unread: Collection[Read] = (), *, callbacks: bool = True) -> Live:
     """What the wanted outputs of a closed jaxpr are computed from, if nothing is read at the places `unread`.
 
-    Debug and IO callbacks are wanted too.
+    Debug and IO callbacks are wanted too, unless `callbacks` is False.
 
     >>> def step(x, w):
     ...     body = lambda carry, _: ((2 * carry[0], carry[1] + carry[0] @ w), None)
@@ -46,7 +46,7 @@ def live(program: Any, wanted: Sequence[bool], unread: Collection[Read] = ()) ->
     >>> live(program, [True, False]).flops, live(program, [True, True]).flops
     (160.0, 1600.0)
     """
-    reader = _Reader(frozenset(unread))
+    reader = _Reader(frozenset(unread), callbacks)
     constants = [np.asarray(const) if np.size(const) < 1 << 20 else None for const in _plain(program.consts)]
     flops, inputs, _ = reader.live(program.jaxpr, list(wanted), (), [None] * len(program.jaxpr.invars), constants)
     return Live(flops, tuple(inputs), frozenset(reader.equations))
@@ -63,8 +63,9 @@ def _plain(constants: Iterable[Any]) -> list[Any]:
 class _Reader:
     """Reads a program backwards, from what is wanted to what it is computed from."""
 
-    def __init__(self, unread: frozenset[Read]) -> None:
+    def __init__(self, unread: frozenset[Read], callbacks: bool) -> None:
         self.unread = unread
+        self.callbacks = callbacks
         self.equations: set[int] = set()
 
     def live(
@@ -89,7 +90,7 @@ class _Reader:
         flops, called = 0.0, False
         for number, equation in reversed(list(enumerate(jaxpr.eqns))):
             results = [variable in needed for variable in equation.outvars]
-            if not any(results) and not _calls(equation):
+            if not any(results) and not self.calls(equation):
                 continue
             cost, reads, calls = self.equation(equation, results, (*path, number), uniform)
             if not any(results) and not calls:
@@ -117,7 +118,12 @@ class _Reader:
             return self.loop(equation, results, path, inner)
         if name == "select_n" and (which := _number(equation.invars[0], uniform)) is not None:
             return of_equation(equation), [index == 1 + int(which) for index in range(len(everything))], False
-        return of_equation(equation), everything, _calls(equation)
+        return of_equation(equation), everything, self.calls(equation)
+
+    def calls(self, equation: Any) -> bool:
+        """Whether an equation, or one within it, calls back for more than a result."""
+        names = [type(effect).__name__ for effect in equation.effects]
+        return self.callbacks and any("Callback" in name or "Debug" in name for name in names)
 
     def choice(
         self, equation: Any, results: list[bool], path: Read, branches: Sequence[Any]
@@ -153,11 +159,6 @@ class _Reader:
         for index in range(carries):
             reads[first + index] = reads[first + index] or wanted[index]
         return flops * (equation.params["length"] if is_scan else 1), reads, called
-
-
-def _calls(equation: Any) -> bool:
-    """Whether an equation, or one within it, calls back for more than a result."""
-    return any("Callback" in type(effect).__name__ or "Debug" in type(effect).__name__ for effect in equation.effects)
 
 
 def _uniform(array: Any) -> Any:
@@ -226,10 +227,12 @@ def _gradients(
     if not frozen or wasted < _LEAST_SHARE * everything.flops:
         return []
     of_state = [number < state for number in range(outputs)]
-    in_state = live(program, of_state).flops - live(program, of_state, unread).flops
+    with_them, without = (live(program, of_state, reads, callbacks=False).flops for reads in ((), unread))
+    in_state = with_them - without
     why = "they are multiplied by 0, which no compiler drops" if in_state >= wasted / 2 else _FOR_RESULTS
     share = f"{wasted / 1e6:,.3g} of {everything.flops / 1e6:,.3g} MFLOP of a step ({wasted / everything.flops:.0%})"
-    return [Finding(paths.some(frozen, 2), "idle", "proved", f"{share} make gradients that train nothing: {why}")]
+    name = frozen[0] + (f" and {len(frozen) - 1} more" if frozen[1:] else "")
+    return [Finding(name, "idle", "proved", f"{share} make gradients that train nothing: {why}")]
 
 
 _LEAST_SHARE = 0.01
