@@ -96,7 +96,7 @@ def sample(leaves: Sequence[Any], params: Sequence[int], state: int, *, everythi
     rng, numbers = np.random.default_rng(0), []
     for index, leaf in enumerate(leaves):
         is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        dtype: Any = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
         if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
             key = jax.random.key(0, impl=dtype._impl.name)
             numbers.append(jnp.broadcast_to(key, leaf.shape) if is_shape else leaf)
