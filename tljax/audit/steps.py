@@ -217,9 +217,10 @@ class _Audit:
     def read(self, assumed: "_Assumed", cut: tuple[str, ...] = ()) -> program.Reading:
         """Read the program; the labels of gradients do not pass the primitives in `cut`."""
         names = [*self.traced.paths, *("" for _ in self.avals[self.size :])]
-        watched = sum(self.perhaps.values())
-        for pair in self.gradient.values():
-            watched |= pair[0] | pair[1]
+        watched = self._gradients() | sum(self.perhaps.values())
+        for place, owner in [*self.owner.items(), *self.by_place.items()]:
+            if owner is not None and owner.partly:  # moments of elements that train stay apart from those that do not
+                watched |= 3 << (2 * place)
         return program.read(
             self.traced.closed, self.inputs(assumed), names=names, labels=self.labels, watched=watched, cut=cut
         )
@@ -448,31 +449,35 @@ class _Audit:
         alone = " alone, as decay does" if names == ["itself"] else ""
         return f"depends on {', '.join(names)}{alone}"
 
-    def _reach(self) -> list[int]:
-        """For each leaf of the state that is no parameter: the gradients and batches on which it depends in time."""
-        wanted = self.batch | sum(self.perhaps.values())
-        for pair in self.gradient.values():
-            wanted |= pair[0] | pair[1]
-        reach = [
-            0 if place in self.by_place else self.reading.outputs[place].depends & wanted for place in range(self.size)
-        ]
+    def _reach(self) -> dict[int, int]:
+        """For each label of a leaf of the state that is no parameter: the gradients and batches that it follows."""
+        wanted = self.batch | self._gradients() | sum(self.perhaps.values())
+        depends: dict[int, int] = {}
+        for place, owner in self.owner.items():
+            value = self.reading.outputs[place]
+            for part, label in enumerate((2 * place, 2 * place + 1)):
+                depends[label] = value.depends
+                if owner is None or not owner.partly or value.selector is None:
+                    continue
+                if owner.frozen.shape == value.selector.shape:
+                    depends[label] = 0
+                    for _, piece in self.pieces(place, owner.frozen if part else ~owner.frozen):
+                        depends[label] |= piece.depends
+        reach = {label: bits & wanted for label, bits in depends.items()}
         changed = True
         while changed:
             changed = False
-            for place in range(self.size):
-                if place in self.by_place:
-                    continue
-                bits = reach[place] | self._through(self.reading.outputs[place].depends, reach)
-                changed = changed or bits != reach[place]
-                reach[place] = bits
+            for label, before in list(reach.items()):
+                reach[label] = before | self._through(depends[label], reach)
+                changed = changed or reach[label] != before
         return reach
 
-    def _through(self, bits: int, reach: Sequence[int]) -> int:
+    def _through(self, bits: int, reach: Mapping[int, int]) -> int:
         """The gradients and batches on which what depends on `bits` depends through the state."""
         result = 0
-        for place in self.owner:
-            if bits >> (2 * place) & 3:
-                result |= reach[place]
+        for label, reached in reach.items():
+            if bits >> label & 1:
+                result |= reached
         return result
 
     def trains(self, leaf: _Leaf) -> Finding:
