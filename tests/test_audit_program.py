@@ -1,215 +1,212 @@
-"""The abstract interpreter: what is known of an element of a program, and that numbers agree with it."""
+"""`experiments.audit`: a step or two checkpoints in, a table and a page out, one line for bad input."""
 
-import jax
-import jax.numpy as jnp
+import re
+
 import numpy as np
 import pytest
 
-from tljax.audit import program
-from tljax.audit.program import CONSTANT, EQUAL, EQUAL_IF_FINITE, IDENTICAL, UNKNOWN
+from experiments import audit
+from experiments.runs import directory, process
+from tljax import masks
 
-A, B = (np.arange(12, dtype=np.float32).reshape(3, 4) + shift for shift in (1, 101))
-ROW = np.ones(4, np.float32)
-MASK = A < 6
-BOOLS = jax.ShapeDtypeStruct((3, 4), bool)
-COUNT = np.int32(3)
-
-
-def read(function, *arguments):
-    """The values of a function's outputs; input i has the label 1 << i and the name 'i'."""
-    closed = jax.make_jaxpr(function)(*arguments)
-    count = len(closed.jaxpr.invars)
-    return program.read(closed, [program.whole(i, 1 << i) for i in range(count)], names=[str(i) for i in range(count)])
-
-
-def facts(value):
-    """(content, grade) of each piece, and whether symbols' elements stand in order."""
-    return [
-        (piece.content, piece.grade) if piece.content < 0 or program.in_order(piece) else "moved"
-        for piece in value.pieces
-    ]
-
-
-def loop(body, *start):
-    return jax.lax.fori_loop(0, 5, lambda _, carry: body(*carry), start)
-
-
-KEPT = {
-    "itself": (lambda a: a, IDENTICAL),
-    "plus zero": (lambda a: a + 0.0, EQUAL),
-    "minus zero": (lambda a: a - 0.0, EQUAL),
-    "times one": (lambda a: a * 1.0, EQUAL),
-    "minus zero times": (lambda a: a - 0.0 * jnp.sin(a), EQUAL_IF_FINITE),
-    "minus what is subtracted from itself": (lambda a: a - (a - a), EQUAL_IF_FINITE),
-    "plus zero over a number": (lambda a: a + jnp.zeros_like(a) / (jnp.sqrt(jnp.zeros_like(a)) + 1e-8), EQUAL),
-    "to a wider float and back": (lambda a: a.astype(jnp.bfloat16).astype(jnp.float32).astype(jnp.bfloat16), EQUAL),
-    "transposed twice": (lambda a: a.T.T, IDENTICAL),
-    "reshaped": (lambda a: a.reshape(2, 6).reshape(3, 4), IDENTICAL),
-    "reversed twice": (lambda a: jnp.flip(jnp.flip(a)), IDENTICAL),
-    "cut and put together": (lambda a: jnp.concatenate([a[:1], a[1:]]), IDENTICAL),
-    "padded and cut": (lambda a: jnp.pad(a, ((1, 1), (0, 2)))[1:4, :4], IDENTICAL),
-    "gathered in order": (lambda a: a[jnp.array([2, 1, 0])][jnp.array([2, 1, 0])], IDENTICAL),
-    "raveled": (lambda a: jax.flatten_util.ravel_pytree((a, ROW))[0][:12].reshape(3, 4), IDENTICAL),
-    "a barrier": (lambda a: jax.lax.optimization_barrier((a, a))[1], IDENTICAL),
-    "jit that donates": (lambda a: jax.jit(lambda a: a, donate_argnums=0)(a), IDENTICAL),
-    "remat": (lambda a: jax.checkpoint(lambda a: a * 1.0)(a), EQUAL),
-    "custom derivative": (lambda a: a + jax.nn.relu(a) * 0, EQUAL_IF_FINITE),
-    "vmap": (lambda a: jax.vmap(lambda row: row + 0.0)(a), EQUAL),
-    "a row at a time": (lambda a: jax.lax.scan(lambda c, row: (c, row + 0.0), 0.0, a)[1], EQUAL),
-    "carried": (lambda a: loop(lambda x, y: (x, y * 2), a, a)[0], IDENTICAL),
-    "carried, with zero added": (lambda a: loop(lambda x, y: (x + 0.0, y * 2), a, a)[0], EQUAL),
-    "either branch": (lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a, lambda a: a + 0, a), EQUAL),
-    "the branch that is constant": (lambda a: jax.lax.cond(np.bool_(True), lambda a: a, lambda a: 2 * a, a), IDENTICAL),
-    "both cases": (lambda a: jnp.where(a > 0, a, a), IDENTICAL),
+DRAW = np.random.default_rng(0)
+BEFORE = {f"block_{i}/kernel": DRAW.normal(size=(4, 4)).astype(np.float32) for i in range(3)} | {
+    "head/kernel": DRAW.normal(size=(4, 2)).astype(np.float32)
 }
+AFTER = BEFORE | {"head/kernel": DRAW.normal(size=(4, 2)).astype(np.float32)}
 
 
-@pytest.mark.parametrize("name", KEPT)
-def test_what_keeps_an_input(name):
-    function, grade = KEPT[name]
-    argument = jax.ShapeDtypeStruct(A.shape, jnp.bfloat16) if "wider" in name else A
-    (value,) = read(function, argument).outputs
-    assert facts(value) == [(0, grade)] and value.depends == 1
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("before.npz", **BEFORE)
+    np.savez("after.npz", **AFTER)
+    np.savez("moved.npz", **AFTER | {"block_1/kernel": BEFORE["block_1/kernel"] + 0.5})
+    return tmp_path
 
 
-CHANGED = {
-    "a narrower float and back": lambda a: a.astype(jnp.bfloat16).astype(jnp.float32),
-    "whole numbers and back": lambda a: a.astype(jnp.int32).astype(jnp.float32),
-    "less a little": lambda a: a * (1 - 1e-6),
-    "plus a tiny number": lambda a: a + 1e-30,
-    "a loop that doubles": lambda a: loop(lambda x, y: (x * 2, y), a, a)[0],
-    "a loop that swaps": lambda a: loop(lambda x, y: (y, x), a, a + 1)[0],
-    "the last row": lambda a: jax.lax.scan(lambda c, row: (row, c), a[0], a)[1],
-    "the parts of rows": lambda a: jax.lax.scan(lambda c, row: (c, row[:1]), 0.0, a)[1],
-    "one branch": lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a, lambda a: 2 * a, a),
-    "a while loop": lambda a: jax.lax.while_loop(lambda c: c[0, 0] < 9, lambda c: c * 2, a),
-    "sorted": lambda a: jnp.sort(a),
-    "updates of one place": lambda a: a.at[jnp.array([0, 0])].set(a[1:]),
-    "a slice at an index that is traced": lambda a: jax.lax.dynamic_slice_in_dim(a, a[0, 0].astype(int), 2),
-}
+def ran(capsys, *arguments):
+    """(exit code, what it printed, the error) of the program."""
+    code = 0
+    try:
+        process.run_main(audit.main, ["audit", *arguments])
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    return code, out, err
 
 
-@pytest.mark.parametrize("name", CHANGED)
-def test_what_changes_an_input(name):
-    (value,) = read(CHANGED[name], A).outputs
-    assert facts(value) == [(UNKNOWN, IDENTICAL)] and value.depends == 1
+def test_checkpoints_that_keep_what_is_frozen(folder, capsys):
+    code, out, err = ran(capsys, "--before=before.npz", "--after=after.npz", "--mask=head/**")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "before.npz to after.npz: 4 proved, 0 refuted, 0 not decided"
+    assert "block_{0..2}/kernel" in out and "report: runs/audit/audit.html" in out
+    record = directory.read_record(folder / "runs" / "audit" / "audit.json")
+    assert [finding["path"] for finding in record["findings"]] == list(BEFORE) and record["failures"] == []
+    page = (folder / "runs" / "audit" / "audit.html").read_text()
+    assert "<h1>Audit of before.npz to after.npz</h1>" in page and "nothing that was to hold is broken" in page
+    assert (
+        "--before=before.npz --after=after.npz &#39;--mask=head/**&#39;" in page
+        and "http" not in page.split("<body>")[1]
+    )
 
 
-@pytest.mark.parametrize("function", [jnp.flip, jnp.transpose, lambda a: jnp.concatenate([a[1:], a[:1]])])
-def test_elements_that_change_places(function):
-    (value,) = read(function, np.ones((4, 4), np.float32)).outputs
-    assert facts(value) == ["moved"]
+def test_a_frozen_leaf_that_moved_ends_it_with_1(folder, capsys):
+    code, out, err = ran(capsys, "--before=before.npz", "--after=moved.npz", "--mask=head/**", "--output=out")
+    assert code == 1 and err.count("\n") == 1
+    assert err.startswith(
+        "error: before.npz to moved.npz: 'block_1/kernel', frozen, is refuted: 16 of 16 numbers moved"
+    )
+    assert out.splitlines()[1].startswith("refuted  frozen  block_1/kernel")
+    assert directory.read_record(folder / "out" / "audit.json")["failures"] == [["block_1/kernel", "frozen"]]
+    page = (folder / "out" / "audit.html").read_text()
+    assert page.index("<h2>Refuted</h2>") < page.index("<h2>Proved</h2>") and "<h2>Not decided</h2>" not in page
 
 
-def test_leaves_that_change_places():
-    values = read(lambda a, b: (b, a), A, B).outputs
-    assert [facts(value) for value in values] == [[(1, IDENTICAL)], [(0, IDENTICAL)]]
-
-
-def test_a_constant_mask_tells_elements_apart():
-    where, product, at = read(
-        lambda a, b: (jnp.where(MASK, b, a), a - b * MASK.astype(np.float32), a.at[1].set(b[0])), A, B
-    ).outputs
-    assert [facts(value) for value in (where, product)] == [
-        [(0, IDENTICAL), (1, IDENTICAL)],
-        [(0, EQUAL_IF_FINITE), (UNKNOWN, IDENTICAL)],
-    ]
-    for value in (where, product):
-        assert np.array_equal(value.selector == 1, MASK)
-    assert facts(at) == [(0, IDENTICAL), "moved"] and np.array_equal(np.flatnonzero(at.selector.any(1)), [1])
+def test_a_mask_of_a_run_and_what_is_not_decided(folder, capsys):
+    masks.save({name: name.startswith("head") for name in AFTER if name != "block_0/kernel"} | {"new": True}, "mask")
+    np.savez("grown.npz", **{**{n: a for n, a in AFTER.items() if n != "block_0/kernel"}, "new": np.ones(3)})
+    code, out, _ = ran(capsys, "--before=before.npz", "--after=grown.npz", "--mask=mask.json")
+    assert (
+        code == 0 and re.search(r"not decided +trains +new +is new", out) and "missing after: 'block_0/kernel'" in out
+    )
 
 
 @pytest.mark.parametrize(
-    "function, condition",
+    "arguments, words",
     [
-        (lambda a, b, m: jnp.where(m, b, a), "'2' is False"),
-        (lambda a, b, m: jnp.where(m, a, 2 * b), "'2' is True"),
-        (lambda a, b, m: a - b * m, "'2' is False"),
-        (lambda a, b, m: a + jnp.where(m, b, 0.0), "'2' is False"),
+        ([], "nothing is given to audit"),
+        (["--before=before.npz", "--mask=head/**"], "nothing is given to audit"),
+        (["loop.py:make", "--before=before.npz"], "--step and --before: audit a step, or two checkpoints"),
+        (["--before=x.npz", "--after=after.npz", "--mask=**"], "--before=x.npz: 'x.npz' does not exist"),
+        (["--before=before.npz", "--after=after.npz", "--mask=hed/*"], "pattern 'hed/*' matches no leaf"),
+        (["--before=before.npz", "--after=after.npz", "--mask=x.json"], "the mask's file 'x.json' does not exist"),
+        (["--before=before.npz", "--before_fit=a", "--after=after.npz", "--mask=**"], "no fit 'a'"),
+        (["--before=before.npz", "--after=after.npz", "--mask=**", "--at_least=changed"], "--at_least=changed: it is"),
+        (["--before=before.npz", "--after=after.npz", "--mask=**", "--output=after.npz"], "is a file: name a folder"),
+        (["--before=before.npz", "--after=after.npz", "--mask=**", "--learning_rate=1"], "unknown flag"),
     ],
 )
-def test_a_traced_mask_is_a_condition(function, condition):
-    (value,) = read(function, A, np.ones((3, 4), np.float32), BOOLS).outputs
-    (piece,) = value.pieces
-    assert piece.content == 0 and piece.condition == {condition} and value.depends == 0b111
+def test_bad_input_is_one_line(folder, capsys, arguments, words):
+    code, _, err = ran(capsys, *arguments)
+    assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
+    assert words in err
 
 
-def test_a_computed_choice_is_no_condition():
-    (value,) = read(lambda a, b: jnp.where(b.sum() > 3, a * 2, a), A, B).outputs
-    assert facts(value) == [(UNKNOWN, IDENTICAL)]
+# ---- A step
 
 
-def test_a_zero_cuts_a_dependence():
-    values = read(lambda a, b: (a + 0.0 * b, jnp.zeros(3) @ b, a + b[0, 0] * 0, a * b), A, B).outputs
-    assert [value.depends for value in values] == [1, 0, 1, 3]
+STEP = """
+import jax
+import jax.numpy as jnp
+
+params = {"body": jnp.ones((3, 4)), "head": jnp.ones((4, 2))}
+batch = jnp.ones((5, 3))
+mask = {"body": False, "head": True}
 
 
-def test_zeros_that_are_assumed_cross_an_optimizer():
-    def moment(a, m, count):
-        m = 0.9 * m + 0.1 * jnp.zeros_like(a)
-        return a - 0.1 * (m / (1 - 0.9 ** (count + 1))), m
-
-    closed = jax.make_jaxpr(moment)(A, B, COUNT)
-    inputs = [program.whole(i, 1 << i) for i in range(3)]
-    assert facts(program.read(closed, inputs).outputs[0]) == [(UNKNOWN, IDENTICAL)]
-    inputs[1] = program.zeros(inputs[1], True, np.float32)
-    assert facts(program.read(closed, inputs).outputs[0]) == [(0, EQUAL_IF_FINITE)]
-    inputs[2] = program.bounded(inputs[2], 0, 1000)  # then the divisor is not 0
-    leaf, state = program.read(closed, inputs).outputs
-    assert facts(leaf) == [(0, EQUAL)] and program.is_zero(state.pieces[0])
+def loss(params, batch):
+    return jnp.mean((jnp.tanh(batch @ params["body"]) @ params["head"]) ** 2)
 
 
-def test_bounds_hold_of_numbers():
-    def schedule(count):
-        fraction = jnp.clip(count, 0, 10) / 10
-        return jnp.cos(3.0 * fraction), (1 - fraction) ** 2.0, 1 - 0.999 ** (count + 1), count % 3
-
-    closed = jax.make_jaxpr(schedule)(COUNT)
-    outputs = program.read(closed, [program.bounded(program.whole(0, 1), 0, 100)]).outputs
-    rows = [jax.core.eval_jaxpr(closed.jaxpr, closed.consts, jnp.int32(n)) for n in range(0, 101, 10)]
-    results = [np.stack(column) for column in zip(*rows, strict=True)]
-    for value, numbers in zip(outputs, results, strict=True):
-        least, greatest = program.extent(value)
-        assert least <= numbers.min() and numbers.max() <= greatest
-    assert program.extent(outputs[2])[0] > 0
+def step(params, batch):
+    gradients = jax.grad(loss)(params, batch)
+    return {"body": params["body"], "head": params["head"] - 0.1 * gradients["head"]}
 
 
-def test_a_callback_is_noted_and_not_known():
-    reading = read(lambda a: jax.pure_callback(lambda x: x, jax.ShapeDtypeStruct(A.shape, A.dtype), a), A)
-    assert facts(reading.outputs[0]) == [(UNKNOWN, IDENTICAL)] and "pure_callback" in reading.notes[0]
+def make(decay: float = 0.0):
+    return step, params, batch, mask
+"""
+NEW = '{"body": params["body"], "head": params["head"] - 0.1 * gradients["head"]}'
+GIVEN = "step, params, batch, mask"
+PARTS = "step=step, state=params, batch=batch, mask=mask"
+CALLBACK = "    params = jax.pure_callback(lambda p: p, params, params)\n    return {"
+BAD = {
+    "no file": (None, "step file 'nowhere.py' does not exist"),
+    "no function": (("def make(", "def build("), "step 'loop.py' has no function 'make'"),
+    "does not parse": (("def make(", "def make(:"), "step file 'loop.py' fails when read: SyntaxError"),
+    "fails when read": (
+        ("batch = ", "import nowhere\nbatch = "),
+        "ModuleNotFoundError: No module named 'nowhere' (loop.py:6)",
+    ),
+    "make fails": (("    return step", "    {}['x']\n    return step"), "make() fails: KeyError: 'x' (loop.py:20)"),
+    "make ends": (("    return step", "    raise SystemExit\n    return step"), "make() fails: SystemExit"),
+    "nothing": ((GIVEN, "None"), "make() returns something of the type NoneType: return (step, state, batch, mask)"),
+    "three": ((GIVEN, "step, params, batch"), "make() returns a tuple of 3"),
+    "no batch": ((GIVEN, "dict(step=step, state=params, mask=mask)"), "make() returns no 'batch'"),
+    "another word": ((GIVEN, f"dict({PARTS}, los=loss)"), "'los', which audit.step does not take; nearest: 'loss'"),
+    "no step": ((GIVEN, "3, params, batch, mask"), "is of the type int, and no function"),
+    "a mask of another tree": (('"head": True', '"hed": True'), "the mask and the parameters are different trees"),
+    "a mask of words": (('"body": False', '"body": "no"'), "the mask's leaf at 'body' is 'no'"),
+    "a mask of another shape": (('"body": False', '"body": jnp.ones(3) > 0'), "does not broadcast to (3, 4)"),
+    "params that are none": (
+        (GIVEN, f"dict({PARTS}, params=lambda state: [2 * state['body']])"),
+        "what make() returns as 'params' gives '0', which is no leaf of the state",
+    ),
+    "branches on numbers": (
+        ("    gradients", "    assert batch.sum() > 0\n    gradients"),
+        "cannot be traced at loop.py:15 (step)",
+    ),
+    "other shapes": (("jnp.ones((5, 3))", "jnp.ones((5, 4))"), "cannot be traced at loop.py:11 (loss) (TypeError"),
+    "one argument": (("step(params, batch)", "step(params)"), "cannot be traced (TypeError: step() takes 1"),
+    "returns the loss": ((f"return {NEW}", "return loss(params, batch)"), "are different trees"),
+    "a leaf more": ((NEW, f"{NEW} | {{'new': batch}}"), "'new' only in what the step gives"),
+    "another dtype": (
+        (NEW, f"jax.tree.map(jnp.bfloat16, {NEW})"),
+        "the state's 'body' from float32[3, 4] to bfloat16[3, 4]",
+    ),
+    "a counter": (
+        (
+            "    gradients",
+            "    step.calls = vars(step).get('calls', 0) + 1\n    batch = batch * step.calls\n    gradients",
+        ),
+        "not pure",
+    ),
+    "random numbers": (
+        ("- 0.1 *", "- __import__('numpy').random.normal() *"),
+        "the step is not pure at loop.py:16 (step)",
+    ),
+    "what it kept": (
+        ("    gradients", "    batch, step.kept = batch + vars(step).get('kept', 0), batch\n    gradients"),
+        "the step is not pure",
+    ),
+    "the host": (("    return {", CALLBACK), "what is frozen goes through the host at loop.py:16 (step)"),
+}
 
 
-def test_a_mutable_reference_stops_the_reading():
-    def function(a):
-        reference = jax.new_ref(a)
-        reference[0] = a[1]
-        return reference[...]
-
-    with pytest.raises(program.Stop, match="reference"):
-        read(function, A)
+def test_a_step_that_is_proved(folder, capsys):
+    (folder / "loop.py").write_text(STEP)
+    code, out, err = ran(capsys, "loop.py:make")
+    assert (code, err) == (0, "") and out.startswith("step: 4 proved, 0 refuted, 0 not decided\n")
+    code, out, err = ran(capsys, "--step=loop.py:make:decay=0.1", "--at_least=identical")
+    assert (code, err) == (0, "")
 
 
-def test_keys_are_no_numbers():
-    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
-    kept, drawn = read(lambda key: (key, jax.random.normal(key)), key).outputs
-    assert facts(kept) == [(0, IDENTICAL)] and facts(drawn) == [(UNKNOWN, IDENTICAL)] and drawn.depends == 1
+def test_a_step_of_lower_grade_than_asked_is_no_proof(folder, capsys):
+    (folder / "loop.py").write_text(
+        STEP.replace('"body": params["body"], "head": params', '"body": params["body"] + 0.0, "head": params')
+    )
+    assert ran(capsys, "loop.py:make")[0] == 0
+    code, _, err = ran(capsys, "loop.py:make", "--at_least=identical")
+    assert code == 1 and "'body', frozen, is equal: " in err
 
 
-def test_labels_are_added_where_a_value_is_read():
-    closed = jax.make_jaxpr(lambda a: jax.jit(lambda a: (a * 2, a * 3))(a))(A)
-    labels = {(0, 0, 1, 0): program.Label(8, MASK, 16)}
-    first, second = program.read(closed, [program.whole(0, 1)], labels=labels, watched=24).outputs
-    assert first.depends == 1 and {piece.depends for piece in second.pieces} == {1 | 8, 1 | 16}
+def test_of_a_huge_model_the_shapes_do(folder, capsys):
+    """Sixteen gigabytes a leaf: nothing of it is made."""
+    huge = STEP.replace("jnp.ones((3, 4))", 'jax.ShapeDtypeStruct((3, 4 * 10**9), "float32")')
+    huge = huge.replace("jnp.ones((4, 2))", 'jax.ShapeDtypeStruct((4 * 10**9, 2), "float32")')
+    (folder / "loop.py").write_text(huge)
+    code, out, err = ran(capsys, "loop.py:make")
+    assert (code, err) == (0, "") and "4 proved" in out
 
 
-def test_the_line_of_an_equation_is_the_users():
-    import optax
-
-    closed = jax.make_jaxpr(lambda a: optax.apply_updates(a, a * 0.5))(A)
-    assert program.line_of(closed.jaxpr.eqns[-1]).startswith("test_audit_program.py:")
-
-
-def test_constants_are_folded_where_no_rounding_can_change_them():
-    values = read(lambda a: (a * (jnp.arange(4) < 2)[None], a * (jnp.float32(0.1) * 3 - jnp.float32(0.3))), A).outputs
-    assert facts(values[0]) == [(CONSTANT, EQUAL_IF_FINITE), (0, EQUAL)]
-    assert facts(values[1]) == [(UNKNOWN, IDENTICAL)]
+@pytest.mark.parametrize("what", BAD)
+def test_a_step_of_which_nothing_can_be_made_is_one_line(folder, capsys, what):
+    change, words = BAD[what]
+    if change is not None:
+        assert STEP.count(change[0]) == 1, change[0]
+        (folder / "loop.py").write_text(STEP.replace(*change))
+    code, out, err = ran(capsys, f"{'loop' if change else 'nowhere'}.py:make")
+    assert code == 1 and err.startswith("error: ") and err.count("\n") == 1 and not out
+    assert words in err
+    assert "/tljax/" not in err or "SyntaxError" in err, "the line is the user's"
