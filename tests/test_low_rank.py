@@ -110,6 +110,15 @@ QUICK = ("attention", "two groups", "depthwise", "stacked")
 @pytest.mark.parametrize("case", [case if case in QUICK else slow(case) for case in CASES])
 def test_a_contraction_by_factors_equals_a_merged_kernel_and_so_do_its_gradients(case):
     """Every kernel gets factors, however the module uses it; the merged one comes from NumPy, to plain Flax."""
+    compare_with_merged(case, False)
+
+
+@pytest.mark.parametrize("case", ["attention", *map(slow, ("dense", "strided", "two groups", "depthwise", "remat"))])
+def test_so_do_contractions_whose_outputs_have_a_gain(case):
+    compare_with_merged(case, True)
+
+
+def compare_with_merged(case, with_gain):
     module, inputs, expected = CASES[case]
     with jax.enable_x64(True):
         x, stage = jnp.asarray(inputs), linen.stage("layer", module)
@@ -122,7 +131,8 @@ def test_a_contraction_by_factors_equals_a_merged_kernel_and_so_do_its_gradients
         factors = {}
         for path, kernel in kernels.items():
             count = contracted.get(path) or kernel.ndim - 1
-            shapes = (*kernel.shape[:count], 2), (2, *kernel.shape[count:])
+            shapes = [(*kernel.shape[:count], 2), (2, *kernel.shape[count:])]
+            shapes += [kernel.shape[count:]] if with_gain else []
             factors[path] = tuple(jnp.asarray(0.3 * RNG.normal(size=shape)) for shape in shapes)
 
         def by_factors(factors):
@@ -130,8 +140,12 @@ def test_a_contraction_by_factors_equals_a_merged_kernel_and_so_do_its_gradients
             return jnp.sin(stage.apply(low_rank.placed(params, changed), {}, x)[0]).sum()
 
         def merged(factors):
-            changes = {path: jnp.einsum("ir,ro->io", *_flat(*factors[path])) for path in factors}
-            changed = {path: kernels[path] + changes[path].reshape(kernels[path].shape) for path in factors}
+            changed = {}
+            for path, (a, b, *gain) in factors.items():
+                change = jnp.einsum("ir,ro->io", *_flat(a, b)).reshape(kernels[path].shape)
+                changed[path] = kernels[path] + change
+                if gain:
+                    changed[path] *= gain[0][(None,) * (change.ndim - gain[0].ndim)]
             return jnp.sin(module.apply({"params": low_rank.placed(params, changed)}, x)).sum()
 
         value, gradients = jax.jit(jax.value_and_grad(by_factors))(factors)

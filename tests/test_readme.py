@@ -13,6 +13,7 @@ from PIL import Image
 
 from experiments import (
     apply,
+    audit,
     check,
     compare,
     convert,
@@ -31,13 +32,14 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT + PROJECT, re.S) for line in block.splitlines()]
-[STRATEGY, LOOP], [SOURCE, WEIGHTS, ELSEWHERE] = (
+[STRATEGY, LOOP, SUITE], [SOURCE, WEIGHTS, ELSEWHERE] = (
     re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT)
 )
 PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
     for program in (
         apply,
+        audit,
         check,
         compare,
         convert,
@@ -119,7 +121,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         quick = (
             ()
             if "--helpfull" in arguments
-            or program.endswith(("apply", "check", "convert", "export", "features", "predict", "report"))
+            or program.endswith(("apply", "audit", "check", "convert", "export", "features", "predict", "report"))
             else QUICK
         )
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
@@ -131,7 +133,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 32
+    assert ran == 33
     assert "mine.py:strategy" in capsys.readouterr().out
 
 

@@ -212,7 +212,7 @@ def nbytes(tree):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["bias_only", *(pytest.param(n, marks=pytest.mark.slow) for n in ("head_only", "lora"))]
+    "name", ["bias_only", *(pytest.param(n, marks=pytest.mark.slow) for n in ("head_only", "lora", "dora"))]
 )
 def test_the_bytes_of_sixteen_fits_are_the_base_and_sixteen_times_what_trains(name, monkeypatch):
     """Of all arrays on the device, and of the arguments of the compiled program."""

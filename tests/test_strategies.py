@@ -16,7 +16,7 @@ from flax import nnx
 from tljax import masks, models, paths, plugins
 from tljax.models import linen
 from tljax.strategies import auto_rgn, lora, norm_only
-from tljax.types import Context, InputError, Phase
+from tljax.types import Context, InputError, MaskSchedule, Phase
 
 NAMES = plugins.names("tljax.strategies", "strategy")
 MODEL = models.build("mlp", 3, hidden=(5, 4), activation="relu")
@@ -71,6 +71,8 @@ TRAINED = {
     "pattern:freeze=**/bias+hidden_1/*": HEAD | {"hidden_0/kernel"},
     "pattern:train=hidden_*/*:freeze=**/bias": HEAD | {"hidden_0/kernel", "hidden_1/kernel"},
     "lora": HEAD | {f"hidden_{i}/lora_{factor}" for i in (0, 1) for factor in "ab"},
+    "dora": HEAD | {f"hidden_{i}/{leaf}" for i in (0, 1) for leaf in ("lora_a", "lora_b", "dora_magnitude")},
+    "pissa": HEAD | {f"hidden_{i}/pissa_{factor}" for i in (0, 1) for factor in "ab"},
 }
 """What trains, by whole leaves."""
 
@@ -106,7 +108,9 @@ def start(name):
     if adapt := method.adapt:
         params = adapt(params, jax.random.key(2))
     known = leaves(FRESH)
-    fresh = paths.each(lambda path, leaf: known.get(path, "lora" in path), params)
+    fresh = paths.each(
+        lambda path, leaf: known.get(path, any(word in path for word in ("lora_", "dora_", "pissa_"))), params
+    )
     return params, CONTEXT._replace(fresh=fresh)
 
 
@@ -137,7 +141,9 @@ def evaluated(text, **changed):
     ]
     masks.lint_phases(params, phases, context.fresh)
     masks.lint_phases(params, found, context.fresh)
-    return [(phase.start, phase.mask) for phase in found]
+    # Of a mask that moves, what it may train.
+    scopes = [phase.mask.scope if isinstance(phase.mask, MaskSchedule) else phase.mask for phase in found]
+    return [(phase.start, scope) for phase, scope in zip(found, scopes, strict=True)]
 
 
 @pytest.mark.parametrize("text", TRAINED)
@@ -209,7 +215,7 @@ def test_a_strategy_gives_the_same_for_abstract_parameters_unless_it_says_that_i
     params, context = start(name)
     real = method.strategy(params, context)
     abstract = method.strategy(jax.eval_shape(lambda: params), context._replace(source_params=None))
-    if isinstance(real, list):
+    if isinstance(real, list | MaskSchedule):
         assert real == abstract
     else:
         assert masks.equal(real, abstract)
@@ -306,12 +312,28 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("gradual_unfreeze:every=0.5", "3 phases do not fit"),
         ("gradual_unfreeze:every=-0.1", "3 phases do not fit"),
         ("auto_rgn:phases=0", "at least 1"),
+        ("lisa:layers=0", "at least 1"),
+        ("lisa:every=0", "a number of steps, at least 1"),
+        ("badam:every=0", "a number of steps, at least 1"),
+        ("badam:order=upward", "give one of random, ascending, descending"),
+        ("mofo:fraction=0", "above 0 and at most 1"),
+        ("gmt:fraction=2", "above 0 and at most 1"),
+        ("gmt:per=stage", "give leaf or tree"),
+        ("spiel:fraction=0", "above 0 and at most 1"),
+        ("spiel:rate=0", "above 0 and at most 1"),
+        ("spiel:estimate=20", "below every, 20"),
+        ("hft:every=0", "a number of steps, at least 1"),
+        ("autofreeze:every=0", "a number of steps, at least 1"),
+        ("autofreeze:percentile=100", "above 0 and below 100"),
         ("gradient_mask:fraction=0", "above 0 and at most 1"),
         ("fisher:fraction=1.1", "above 0 and at most 1"),
         ("random_mask:fraction=-1", "above 0 and at most 1"),
         ("lora:rank=0", "at least 1"),
         ("lora:scale=0", "above 0 and finite"),
         ("lora:ratio=0", "above 0 and finite"),
+        ("dora:rank=0", "dora:rank=0: it is at least 1"),
+        ("dora:scale=0", "above 0 and finite"),
+        ("pissa:rank=0", "pissa:rank=0: it is at least 1"),
     ],
 )
 def test_options_out_of_range_are_refused(text, message):
@@ -329,7 +351,11 @@ def test_a_strategy_says_what_it_needs(name, field):
 
 
 @pytest.mark.parametrize(
-    "name", ["head_only", "last_k", "stages", "random_features", "lp_ft", "gradual_unfreeze", "bottom_up"]
+    "name",
+    [
+        *("head_only", "last_k", "stages", "random_features", "lp_ft", "gradual_unfreeze", "bottom_up"),
+        *("lisa", "badam", "hft", "autofreeze"),
+    ],
 )
 def test_a_strategy_by_stages_refuses_to_go_without_them(name):
     with pytest.raises(InputError):

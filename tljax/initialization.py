@@ -14,7 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import batch_stats, graft, masks, paths, plugins, switches
-from tljax.types import END_NAMES, Context, InputError, Mask, Method, ModelState, Params, Phase, PhaseRule
+from tljax.types import (
+    END_NAMES,
+    Context,
+    InputError,
+    Mask,
+    MaskSchedule,
+    Method,
+    ModelState,
+    Params,
+    Phase,
+    PhaseRule,
+)
 
 
 class Initialization(NamedTuple):
@@ -140,6 +151,10 @@ def start(
 
     def linted(params: Params, mask: Mask) -> Mask:
         try:
+            if isinstance(mask, MaskSchedule):
+                raise InputError(
+                    "a phase's function gives a schedule at its boundary: give the phase the schedule itself"
+                )
             masks.lint(params, mask, initialized.must)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
@@ -153,7 +168,13 @@ def start(
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     rules = tuple(_rule(phase, call) for phase in answered)
-    at = tuple((float(p.start), later(p) if masks.is_strategy(p.mask) else writable(p.mask)) for p in answered)
+
+    def of_phase(phase: Phase) -> Any:
+        if masks.is_strategy(phase.mask):
+            return later(phase)
+        return writable(phase.mask.scope if isinstance(phase.mask, MaskSchedule) else phase.mask)
+
+    at = tuple((float(phase.start), of_phase(phase)) for phase in answered)
     if all(rule == PhaseRule() for rule in rules):
         rules = ()
     state = initialized.model_state, _modes(method, options, initialization, initialized, context, name, call)
@@ -191,14 +212,15 @@ def _modes(
 
 
 def _rule(phase: Phase, call: Callable[..., Any]) -> PhaseRule:
-    """How a phase ends, with an `until` that is called as the functions of a strategy's file are."""
+    """How a phase ends and its mask moves, with an `until` that is called as the functions of a strategy's file are."""
 
     def until(scores: Sequence[float]) -> bool:
         return bool(call("until", phase.until, tuple(scores)))
 
     if phase.until is not None:
         until([0.5])  # it may fail: then before anything is trained
-    return PhaseRule(until if phase.until is not None else None, phase.restore == "best", float(phase.rate))
+    schedule = phase.mask if isinstance(phase.mask, MaskSchedule) else None
+    return PhaseRule(until if phase.until is not None else None, phase.restore == "best", float(phase.rate), schedule)
 
 
 _SUFFIXES = ("fisher", "merged")

@@ -1,7 +1,8 @@
 """A kernel and a change of it of low rank, which are contracted one after the other: xW + (xA)B.
 
 Hu et al. 2021, "LoRA: low-rank adaptation of large language models", arXiv:2106.09685, section 4.1. The kernel has any
-number of axes: the first are contracted with the inputs, the last are the outputs; A and B share one axis more.
+number of axes: the first are contracted with the inputs, the last are the outputs; A and B share one axis more. Each
+output may be scaled, as Liu et al. 2024, "DoRA: weight-decomposed low-rank adaptation", arXiv:2402.09353, do.
 
 - A dense layer: kernel [in, out], A [in, rank], B [rank, out].
 - Attention: query, key and value [width, heads, channels], A [width, rank], B [rank, heads, channels]; the projection
@@ -22,13 +23,13 @@ import jax.numpy as jnp
 from tljax.types import Params
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["kernel", "a", "b"], meta_fields=[])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["kernel", "a", "b", "gain"], meta_fields=[])
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """What stands in a kernel's place where a model is applied: a pytree node of three arrays.
+    """What stands in a kernel's place where a model is applied: a pytree node of three arrays, or four.
 
-    It means kernel + a b. A stage that knows it never forms that sum, so that many fits share one kernel, and no
-    gradient has the kernel's size; others get `merged` kernels.
+    It means kernel + a b, times the gain of each output if there is one. A stage that knows it never forms that sum, so
+    that many fits share one kernel, and no gradient has the kernel's size; others get `merged` kernels.
     """
 
     kernel: Any
@@ -37,10 +38,19 @@ class LowRank:
     """[*inputs, rank]."""
     b: Any
     """[rank, *outputs], with the scale in it."""
+    gain: Any = None
+    """[*outputs], or None."""
 
     def merged(self) -> jax.Array:
         """The kernel that it means, in the kernel's dtype."""
-        return self.kernel + product(self.a, self.b).astype(self.kernel.dtype)
+        return scaled(self.kernel + product(self.a, self.b).astype(self.kernel.dtype), self.gain)
+
+
+def scaled(y: jax.Array, gain: jax.Array | None) -> jax.Array:
+    """What has the outputs for its last axes, times their gain, in its own dtype; as it is without one."""
+    if gain is None:
+        return y
+    return y * gain.astype(y.dtype).reshape(*(1,) * (y.ndim - gain.ndim), *gain.shape)
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -50,6 +60,24 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     (3, 3, 8, 16)
     """
     return jnp.tensordot(a, b, 1)
+
+
+def column_norms(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The length of what leads to each output of kernel + a b, [*outputs], without that sum.
+
+    With w a column of the kernel it is the root of |w|^2 + 2 (w'A) b + b' (A'A) b: temporaries of rank x outputs, and
+    a product with the kernel that fits side by side share.
+
+    >>> w, a, b = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(5, 3), (5, 2), (2, 3)]))
+    >>> bool(jnp.allclose(column_norms(w, a, b), jnp.linalg.norm(w + a @ b, axis=0), atol=1e-5))
+    True
+    """
+    rank, outputs = b.shape[0], b.shape[1:]
+    # As matrices, of which XLA makes no transposed copies.
+    w, a, b = kernel.reshape(-1, math.prod(outputs)), a.reshape(-1, rank), b.reshape(rank, -1)
+    squares = jnp.square(w).sum(0) + (b * (2 * (a.T @ w) + (a.T @ a) @ b)).sum(0)
+    positive = squares > 0  # else it is rounding, or nothing leads there, and the root has no gradient
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0).reshape(outputs)
 
 
 def fits(kernel: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
@@ -117,7 +145,7 @@ Contraction = Callable[..., jax.Array]
 """As `jax.lax.dot_general` or `jax.lax.conv_general_dilated`."""
 
 
-def dot_general(call: Contraction, a: jax.Array, b: jax.Array) -> Contraction:
+def dot_general(call: Contraction, a: jax.Array, b: jax.Array, gain: jax.Array | None = None) -> Contraction:
     """`call` for a kernel with a change of it: for its first axes are contracted, in their order, with those of `lhs`.
 
     >>> x, w, a, b = (jnp.ones(shape) for shape in ((5, 4), (4, 3), (4, 2), (2, 3)))
@@ -128,7 +156,8 @@ def dot_general(call: Contraction, a: jax.Array, b: jax.Array) -> Contraction:
     def contracted(lhs: jax.Array, kernel: jax.Array, dimensions: Any, *args: Any, **keywords: Any) -> jax.Array:
         y = _as_matrices(call, lhs, kernel, dimensions, *args, **keywords)
         hidden = call(lhs, a.astype(kernel.dtype), dimensions, *args, **keywords).astype(lhs.dtype)
-        return y + call(hidden, b.astype(kernel.dtype), (((hidden.ndim - 1,), (0,)), ((), ())), *args, **keywords)
+        change = call(hidden, b.astype(kernel.dtype), (((hidden.ndim - 1,), (0,)), ((), ())), *args, **keywords)
+        return scaled(y + change, gain)
 
     return contracted
 
@@ -153,7 +182,7 @@ def _as_matrices(
     return y.reshape(*rest, *outputs)
 
 
-def conv_general_dilated(call: Contraction, a: jax.Array, b: jax.Array) -> Contraction:
+def conv_general_dilated(call: Contraction, a: jax.Array, b: jax.Array, gain: jax.Array | None = None) -> Contraction:
     """`call` for a kernel [*window, in / groups, out] with a change of it.
 
     Of grouped convolutions each group has A, and its own columns of B. Where that takes more work than a gradient of
@@ -165,14 +194,15 @@ def conv_general_dilated(call: Contraction, a: jax.Array, b: jax.Array) -> Contr
     ) -> jax.Array:
         grouped = functools.partial(call, feature_group_count=feature_group_count)
         if feature_group_count > 1 and not saves_work(kernel.shape, a.shape[-1], feature_group_count):
-            return grouped(lhs, kernel + product(a, b).astype(kernel.dtype), strides, padding, **keywords)
+            summed = kernel + product(a, b).astype(kernel.dtype)
+            return scaled(grouped(lhs, summed, strides, padding, **keywords), gain)
         y = grouped(lhs, kernel, strides, padding, **keywords)
         of_groups = jnp.tile(a.astype(kernel.dtype), (*(1,) * (a.ndim - 1), feature_group_count))
         hidden = grouped(lhs, of_groups, strides, padding, **keywords).astype(lhs.dtype)
         window = (1,) * (kernel.ndim - 2)
         undilated = {name: value for name, value in keywords.items() if not name.endswith("hs_dilation")}
         pointwise = b.astype(kernel.dtype).reshape(*window, *b.shape)
-        return y + grouped(hidden, pointwise, window, [(0, 0)] * len(window), **undilated)
+        return scaled(y + grouped(hidden, pointwise, window, [(0, 0)] * len(window), **undilated), gain)
 
     return convolved
 

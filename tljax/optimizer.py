@@ -22,7 +22,7 @@ import optax
 
 from tljax import elementwise, masks, paths, plugins
 from tljax.masks import Elements
-from tljax.types import Context, InputError, Mask, OptState, Params, Phase
+from tljax.types import Context, InputError, Mask, MaskSchedule, OptState, Params, Phase, Seen
 
 Freed = Any
 """The tree of the parameters with, for each leaf, the phase since which it trains, as `masks.since` gives it: an int,
@@ -81,8 +81,19 @@ def masked(
     the parameters inside `tx`, and when `update` is traced with the state of another mask; an array that is traced in
     `update` and was not in `init`, or the reverse, is another mask.
     """
+    is_elementwise = functools.partial(elementwise.holds_of_shapes, optax.with_extra_args_support(tx))
+    return _masked(tx, mask, freed, cohorts, functools.cache(is_elementwise))
+
+
+def _masked(
+    tx: optax.GradientTransformation,
+    mask: Mask | Callable[..., Mask],
+    freed: Freed | Callable[[Params], Freed] | None,
+    cohorts: int | None,
+    is_elementwise: "IsElementwise",
+) -> optax.GradientTransformationExtraArgs:
+    """As `masked`; it gathers the leaves for which the optimizer `is_elementwise`."""
     inner = optax.with_extra_args_support(tx)
-    is_elementwise = functools.cache(functools.partial(elementwise.holds_of_shapes, inner))
 
     def placed(leaves: Mask, trained: Params) -> Mask:
         return _with_elements(is_elementwise, leaves, trained)
@@ -131,8 +142,9 @@ def masked(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def apply(params: Params, updates: Params, mask: Mask | Callable[..., Mask]) -> Params:
-    """The parameters after an update of `masked(tx, mask)`: exact on every device.
+def apply(params: Params, updates: Params, mask: "Mask | Callable[..., Mask] | Chosen") -> Params:
+    """The parameters after an update of `masked(tx, mask)`, or of `scheduled`, whose state has the mask: exact on
+    every device.
 
     A frozen leaf is the very array of `params`; elements that an array freezes are selected with `where`; what trains
     is as `optax.apply_updates` computes it. That function also adds -0.0 to frozen leaves, which on a GPU changes a
@@ -144,6 +156,8 @@ def apply(params: Params, updates: Params, mask: Mask | Callable[..., Mask]) -> 
     >>> after["a"].tolist(), after["b"] is params["b"]
     ([2.0, 1.0], True)
     """
+    if isinstance(mask, Chosen):
+        return _apply_chosen(params, updates, mask)
     leaves = _canonical(mask, params)
     structure: Any = jax.tree.structure(leaves)
     trained, _ = _split(params, leaves)
@@ -687,6 +701,366 @@ def _negative_zero(leaf: Any) -> Any:
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return jnp.full_like(leaf, -0.0)
     return jnp.zeros_like(leaf)
+
+
+# A mask that moves.
+
+
+class Chosen(NamedTuple):
+    """What trains in a step of `scheduled`: the one mask whose bools may be traced. `apply` takes it."""
+
+    on: Params
+    """A bool, or an array of bools that broadcasts to its leaf; None where a leaf is frozen for good."""
+    start: Params | None = None
+    """What becomes of what is off, if it returns to its start."""
+
+
+class Scheduled(NamedTuple):
+    """The state of `scheduled`, all of it arrays: kept in checkpoints and mapped over fits as any state is."""
+
+    state: OptState
+    """That of `masked(tx, scope)`, with the groups as cohorts."""
+    memory: Any
+    """The schedule's."""
+    on: Params
+    """What trained in the last step, as `Chosen.on`."""
+    step: Any
+    """int32: how many steps there were."""
+    trained: Params
+    """float32 for each leaf: the number of steps in which it trained; one in which some of its elements did counts for
+    their share. None where a leaf is frozen for good."""
+    loss: Any = None
+    """float32: the loss of the last step, if the schedule sees it before the gradient."""
+    start: Params | None = None
+    """The parameters at the beginning, if what is off returns to them."""
+
+    @property
+    def mask(self) -> Chosen:
+        """What trained in the last step, for `apply`."""
+        return Chosen(self.on, self.start)
+
+
+def scheduled(
+    tx: optax.GradientTransformation, schedule: MaskSchedule, key: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """The transformation `tx` under a mask that a schedule chooses inside the step, which compiles once.
+
+    >>> def alternate(memory, seen):
+    ...     return {"a": seen.step % 2 == 0, "b": seen.step % 2 == 1}, memory
+    >>> tx = scheduled(optax.sgd(1.0), MaskSchedule(lambda params, key: (), alternate, {"a": True, "b": True}))
+    >>> params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    >>> updates, state = tx.update(params, tx.init(params), params)
+    >>> {name: leaf.tolist() for name, leaf in apply(params, updates, state.mask).items()}
+    {'a': [0.0, 0.0], 'b': [1.0, 1.0]}
+
+    - `update` needs the parameters, and `loss=` if the schedule sees it. `apply(params, updates, state.mask)` moves the
+      parameters, and keeps the bits of what is off; the update of what is off is -0.0.
+    - `tx` sees what is in the scope, as under `masked`. Gradients of what is off reach it as 0, unless `off` is 'live':
+      clipping and norms inside it are of what trains in the step.
+    - State is gated too, by `where`: moments as `MaskSchedule.off` says, and the counters of each group, which advance
+      in steps in which the group is on. Schedules of the rate and injected numbers are common to all, and go on.
+
+    `key` is that of `Seen.key` and of the memory, by default `jax.random.key(0)`; it may be traced. Elements that the
+    scope selects are not gathered. Raises InputError, while it is traced, for what `masks.lint_schedule` refuses, for a
+    mask or a memory of another form than they must have, for a mask that trains nothing, for moments that `tx` lacks,
+    and for a state that is not its own.
+    """
+    scope, base = schedule.scope, jax.random.key(0) if key is None else key
+
+    def under_scope(trained: Params) -> optax.GradientTransformationExtraArgs:
+        ranks, count = _groups(trained, schedule.groups)
+        freed = jax.tree.unflatten(jax.tree.structure(trained), ranks) if count > 1 else None
+        return _masked(tx, scope, freed, count if count > 1 else None, lambda *shapes: False)
+
+    def init(params: Params) -> OptState:
+        leaves = _canonical(scope, params)
+        trained, _ = _split(params, leaves)
+        state = under_scope(trained).init(params)
+        memory = jax.tree.map(_strong, schedule.init(trained, jax.random.fold_in(base, _OF_MEMORY)))
+        step = jnp.zeros((), jnp.int32)
+        start = jax.tree.map(jnp.array, trained) if schedule.returns else None
+
+        def first(gradients: Params, loss: Any) -> Params:
+            seen = _seen(schedule, state, trained, gradients, loss, step, base, start)
+            return _chosen(schedule, memory, seen, leaves)[0]
+
+        shapes = jax.eval_shape(first, jax.tree.map(jnp.asarray, trained), jnp.zeros((), jnp.float32))
+        on = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), shapes)
+        counts = jax.tree.map(lambda leaf: jnp.zeros((), jnp.float32), trained)
+        keeps_loss = schedule.when == "before" and "loss" in schedule.sees
+        loss = jnp.full((), jnp.nan, jnp.float32) if keeps_loss else None
+        return Scheduled(state, memory, on, step, counts, loss, start)
+
+    def update(
+        updates: Params, state: OptState, params: Params | None = None, *, loss: Any = None, **extra: Any
+    ) -> tuple[Params, OptState]:
+        _require_update(schedule, state, params, loss)
+        leaves = _canonical(scope, params)
+        trained, _ = _split(params, leaves)
+        gradients, rest = _split(updates, _canonical(scope, params, updates))
+        optimizer_of_scope, live = under_scope(trained), schedule.off == "live"
+        of_step = None if loss is None else jnp.asarray(loss, jnp.float32)
+
+        def choose(of_optimizer: OptState) -> tuple[Params, Any]:
+            seen_loss = state.loss if schedule.when == "before" else of_step
+            seen = _seen(schedule, of_optimizer, trained, gradients, seen_loss, state.step, base, state.start)
+
+            def anew() -> tuple[Params, Any]:
+                return _chosen(schedule, state.memory, seen, leaves)
+
+            if schedule.every == 1:
+                return anew()
+            return jax.lax.cond(state.step % schedule.every == 0, anew, lambda: (state.on, state.memory))
+
+        if schedule.when == "after" and live:  # what it sees of the optimizer is of this step
+            changes, of_optimizer = optimizer_of_scope.update(gradients, state.state, trained, **extra)
+            on, memory = choose(of_optimizer)
+        else:
+            on, memory = choose(state.state)
+            reaching = gradients if live else gated(gradients, on)
+            changes, of_optimizer = optimizer_of_scope.update(reaching, state.state, trained, **extra)
+        fresh = optimizer_of_scope.init(trained) if schedule.off == "dropped" else None
+        of_optimizer = _gated_state(schedule, on, trained, of_optimizer, state.state, fresh)
+        changes = jax.tree.map(lambda o, change: jnp.where(o, change, _negative_zero(change)), on, changes)
+        counts = jax.tree.map(lambda count, o: count + jnp.mean(o, dtype=jnp.float32), state.trained, on)
+        after = Scheduled(of_optimizer, memory, on, state.step + 1, counts, state.loss, state.start)
+        after = after if state.loss is None else after._replace(loss=of_step)
+        return masks.join(changes, jax.tree.map(_negative_zero, rest)), after
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+_OF_MEMORY = 2**31 - 1
+"""What is folded into a schedule's key for its memory; steps fold in their numbers."""
+
+
+def gated(gradients: Params, on: Params) -> Params:
+    """Gradients with zeros for what is off; both have None for leaves that are frozen for good.
+
+    >>> gated({"a": jnp.ones(2), "b": None}, {"a": jnp.array([True, False]), "b": None})["a"].tolist()
+    [1.0, 0.0]
+    """
+    return jax.tree.map(lambda g, o: jnp.where(o, g, jnp.zeros_like(g)), gradients, on)
+
+
+def moments(trained: Params, state: OptState) -> dict[str, Params]:
+    """{field: its tree} of what in a state of `masked` has the structure and the shapes of the trained leaves.
+
+    Of fields with one name it is the first.
+
+    >>> list(moments({"w": jnp.ones(2)}, optax.adam(0.1).init({"w": jnp.ones(2)})))
+    ['mu', 'nu']
+    """
+    structure: Any = jax.tree.structure(trained)
+    shapes = list(map(jnp.shape, jax.tree.leaves(trained)))
+    fields: dict[str, Params] = {}
+
+    def walk(node: Any, name: str = "") -> None:
+        if name and jax.tree.structure(node) == structure and list(map(jnp.shape, jax.tree.leaves(node))) == shapes:
+            fields.setdefault(name, node)
+        elif hasattr(node, "_fields"):
+            for field, value in zip(node._fields, node, strict=True):
+                walk(value, field)
+        elif isinstance(node, tuple | list | dict):
+            for value in node.values() if isinstance(node, dict) else node:
+                walk(value)
+
+    walk(_cohorts(state)[0])
+    return fields
+
+
+def require_moments(schedule: MaskSchedule, trained: Params, state: OptState) -> dict[str, Params]:
+    """{field: its tree} of the moments that a schedule sees, of a state of `masked` for the leaves of its scope.
+
+    Raises InputError, with what there is, for a field that the state lacks.
+    """
+    fields, names = moments(trained, state), sorted({*schedule.sees} - {"gradients", "loss"})
+    if missing := [name for name in names if name not in fields]:
+        has = f"it has {', '.join(fields)}" if fields else "it has no moments"
+        raise InputError(f"the schedule sees '{missing[0]}', which the optimizer's state lacks: {has}")
+    return {name: fields[name] for name in names}
+
+
+def _strong(leaf: Any) -> Any:
+    """An array of its own, whose dtype does not give way to that of others."""
+    array = jnp.array(leaf)
+    is_key = jnp.issubdtype(array.dtype, jax.dtypes.extended)
+    return array if is_key else jax.lax.convert_element_type(array, array.dtype)
+
+
+def _require_update(schedule: MaskSchedule, state: Any, params: Params | None, loss: Any) -> None:
+    if not isinstance(state, Scheduled):
+        raise InputError("the optimizer's state is not one of scheduled: begin with its init")
+    if params is None:
+        raise InputError("update is called without params, which a schedule needs: tx.update(gradients, state, params)")
+    if loss is None and "loss" in schedule.sees:
+        raise InputError("the schedule sees the loss: tx.update(gradients, state, params, loss=loss)")
+
+
+def _groups(trained: Params, groups: Any) -> tuple[list[int], int]:
+    """(The rank of each trained leaf's group among those that have one; how many groups these are)."""
+    names = paths.unboxed_names(trained)
+    if groups is None or not names:
+        return [0] * len(names), 1
+    number = dict(zip(paths.unboxed_names(groups), map(int, jax.tree.leaves(groups)), strict=True))
+    used = sorted({number[name] for name in names})
+    return [used.index(number[name]) for name in names], len(used)
+
+
+def _seen(
+    schedule: MaskSchedule,
+    state: OptState,
+    trained: Params,
+    gradients: Params | None,
+    loss: Any,
+    step: Any,
+    key: Any,
+    start: Params | None,
+) -> Seen:
+    """What a schedule sees. Raises InputError for moments that the state lacks."""
+    fields = require_moments(schedule, trained, state)
+    groups = schedule.groups
+    if groups is not None:
+        number = dict(zip(paths.unboxed_names(groups), map(int, jax.tree.leaves(groups)), strict=True))
+        of_trained = [number[name] for name in paths.unboxed_names(trained)]
+        groups = jax.tree.unflatten(jax.tree.structure(trained), of_trained)
+    return Seen(
+        step,
+        jax.random.fold_in(key, step),
+        trained,
+        gradients if "gradients" in schedule.sees else None,
+        loss if "loss" in schedule.sees else None,
+        fields,
+        groups,
+        start,
+    )
+
+
+def _chosen(schedule: MaskSchedule, memory: Any, seen: Seen, scope: Mask) -> tuple[Params, Any]:
+    """(What is on, a tree like the trained leaves; the memory) after `choose`.
+
+    Raises InputError for a mask that is of another tree, or not of bools, and for a memory of another form.
+    """
+    answer = schedule.choose(memory, seen)
+    if not isinstance(answer, tuple) or hasattr(answer, "_fields") or len(answer) != 2:
+        raise InputError(f"the schedule's choose gives {plugins.shown(answer)}: return (mask, memory)")
+    mask, after = answer
+    of_mask, of_scope = (dict(zip(paths.unboxed_names(t), jax.tree.leaves(t), strict=True)) for t in (mask, scope))
+    names = paths.unboxed_names(seen.params)
+    only = [name for name in names if name not in of_mask], [name for name in of_mask if name not in of_scope]
+    if any(only):
+        where = "of the parameters' leaves it lacks" if only[0] else "only it has"
+        raise InputError(
+            f"the schedule's choose gives a mask of another tree: {where} {paths.some(only[0] or only[1])}"
+        )
+    leaves = jax.tree.leaves(seen.params)
+    on = [_on(name, of_mask[name], leaf, of_scope[name]) for name, leaf in zip(names, leaves, strict=True)]
+    if on and not any(isinstance(o, jax.core.Tracer) or np.any(o) for o in on):
+        raise InputError("the schedule's choose gives a mask that trains nothing: let something train")
+    _require_form(memory, after)
+    after = jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), after, memory)
+    return jax.tree.unflatten(jax.tree.structure(seen.params), list(map(jnp.asarray, on))), after
+
+
+def _on(name: str, m: Any, leaf: Any, of_scope: Any) -> Any:
+    """Where a leaf trains, of those of its elements that are in the scope."""
+    is_array = isinstance(m, np.ndarray | jax.Array | np.bool_)
+    if not isinstance(m, bool) and not (is_array and m.dtype == jnp.bool_):
+        kind = f"{m.dtype}{list(m.shape)}" if is_array else plugins.shown(m)
+        raise InputError(f"the schedule's choose gives {kind} at '{name}': give bools; rates stand in the scope")
+    try:
+        fits = np.broadcast_shapes(np.shape(m), jnp.shape(leaf)) == jnp.shape(leaf)
+    except ValueError:
+        fits = False
+    if not fits:
+        shapes = f"{list(np.shape(m))} at '{name}', which does not broadcast to {list(jnp.shape(leaf))}"
+        raise InputError(f"the schedule's choose gives an array of shape {shapes}")
+    return m & _nonzero(of_scope) if masks.selects(of_scope) else m
+
+
+def _require_form(before: Any, after: Any) -> None:
+    """Raises InputError, naming a leaf, for a memory of another structure, shape or dtype than it had."""
+
+    def form(tree: Any) -> dict[str, str]:
+        return {path: f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}" for path, leaf in paths.items(tree)}
+
+    was, now = form(before), form(after)
+    for path in dict.fromkeys([*was, *now]):
+        if was.get(path) != now.get(path):
+            place = f" at '{path}'" if path else ""
+            change = f"{was.get(path, 'nothing')}{place} became {now.get(path, 'nothing')}"
+            raise InputError(
+                f"the schedule's memory changes its form: {change}: keep shapes and dtypes as init gave them"
+            )
+    containers: list[Any] = [jax.tree.structure(before), jax.tree.structure(after)]
+    if containers[0] != containers[1]:
+        raise InputError("the schedule's memory changes its containers: keep them as init gave them")
+
+
+def _gated_state(
+    schedule: MaskSchedule, on: Params, trained: Params, new: OptState, old: OptState, fresh: OptState | None
+) -> OptState:
+    """The optimizer's state after a step: `new` where it is on, and elsewhere what `MaskSchedule.off` says."""
+    if schedule.off == "live" or not jax.tree.leaves(trained):
+        return new
+    ranks, count = _groups(trained, schedule.groups)
+    anys = [jnp.any(leaf) for leaf in jax.tree.leaves(on)]
+    of_group = [
+        functools.reduce(jnp.logical_or, (o for o, rank in zip(anys, ranks, strict=True) if rank == group))
+        for group in range(count)
+    ]
+    other = old if fresh is None else fresh
+    (first, younger), (first_other, younger_other) = _cohorts(new), _cohorts(other)
+    parts, parts_other = _parts(trained, first), _parts(trained, first_other)
+    nodes = []
+    for node, kind, off in zip(parts.nodes, parts.kinds, parts_other.nodes, strict=True):
+        if kind == "counter":
+            node = _where(of_group[0], node, off)
+        elif kind == "moments" and schedule.off != "gated":
+            node = jax.tree.map(
+                lambda o, leaf, *slots: jax.tree.map(functools.partial(_slot_where, o, jnp.shape(leaf)), *slots),
+                on,
+                trained,
+                node,
+                off,
+            )
+        nodes.append(node)
+    state = jax.tree.unflatten(parts.treedef, nodes)
+    if count < 2:
+        return state
+    pairs = zip(of_group[1:], younger, younger_other, strict=True)
+    return Cohorts(state, tuple(_where(is_on, counters, off) for is_on, counters, off in pairs))
+
+
+def _where(on: Any, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(on, a, b), new, old)
+
+
+def _slot_where(on: Any, shape: tuple[int, ...], new: Any, old: Any) -> Any:
+    """A slot of a leaf of this shape: by element where it has one for each, else whole."""
+    return jnp.where(on if jnp.shape(new) == shape else jnp.any(on), new, old)
+
+
+def _apply_chosen(params: Params, updates: Params, chosen: Chosen) -> Params:
+    trees = {"the parameters": params, "the updates": updates, "the mask": chosen.on}
+    if chosen.start is not None:
+        trees["the start"] = chosen.start
+    columns = {name: jax.tree.leaves(tree, is_leaf=_is_none) for name, tree in trees.items()}
+    for name, column in columns.items():
+        if len(column) != len(columns["the parameters"]):
+            count = f"{len(column)} leaves, and the parameters {len(columns['the parameters'])}"
+            raise InputError(
+                f"{name} that apply is given have {count}: give it the state's mask and updates of one step"
+            )
+
+    def moved(leaf: Any, update: Any, on: Any, start: Any = None) -> Any:
+        if on is None or leaf is None:
+            return leaf
+        after = jnp.asarray(leaf + update).astype(jnp.asarray(leaf).dtype)
+        return jnp.where(on, after, leaf if start is None else start)
+
+    leaves = [moved(*row) for row in zip(*columns.values(), strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(params, is_leaf=_is_none), leaves)
 
 
 # Leaves of which few elements train.

@@ -1,5 +1,6 @@
 """The contracts that every room shares: types, no logic."""
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -68,9 +69,92 @@ class Context(NamedTuple):
 
 
 class Strategy(Protocol):
-    """A pure function from parameters to a mask of what trains, or to phases."""
+    """A pure function from parameters to a mask of what trains, to phases, or to a schedule of masks."""
 
-    def __call__(self, params: Params, context: Context, **options: Any) -> "Mask | Sequence[Phase]": ...
+    def __call__(self, params: Params, context: Context, **options: Any) -> "Mask | Sequence[Phase] | MaskSchedule": ...
+
+
+class Seen(NamedTuple):
+    """What a `MaskSchedule` chooses by. Trees are like the parameters, with None for leaves outside its scope."""
+
+    step: Any
+    """int32: the steps since its phase began."""
+    key: Any
+    """A key of this step."""
+    params: Params
+    """Before the step's update."""
+    gradients: Params | None = None
+    """Of this step's objective, if the schedule sees them: after the gradient, never before it."""
+    loss: Any = None
+    """float32, if the schedule sees it: of this step, or of the one before it (nan at step 0) before the gradient."""
+    moments: Mapping[str, Params] = {}
+    """{field of the optimizer's state: its tree} of those that the schedule sees. They are this step's where it
+    chooses after the gradient and `off` is 'live'; else those that the step began with."""
+    groups: Any = None
+    """The schedule's groups: a tree of ints, none of them traced."""
+    start: Params | None = None
+    """The parameters at the phase's beginning, if `returns` says that what is dropped returns to them."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskSchedule:
+    """A mask with memory, chosen anew inside the compiled step: what a phase may have in a mask's place.
+
+    Not a pytree, so never mistaken for a mask or for phases. Equal ones compile once: functions are equal if they are
+    the same, or `functools.partial` of the same with equal options, so define them in a module; what differs by seed
+    is in memory. `optimizer.scheduled` is the optimizer under one.
+    """
+
+    init: Callable[[Params, Any], Any]
+    """(params, key) -> memory, a tree of arrays; the parameters have None outside the scope."""
+    choose: Callable[[Any, Seen], Any]
+    """(memory, Seen) -> (mask, memory): the mask is a tree like `Seen.params`, its leaves are bools or arrays of them,
+    which may be traced; the memory has the form that it had."""
+    scope: Any
+    """A Mask, of all that may train in the phase. Outside it a leaf is frozen for good: it has no state, and is seen
+    by no clipping and no norm. Its numbers are rates, as in any mask."""
+    when: str = "before"
+    """'before' or 'after' the gradient of the step is taken."""
+    every: int = 1
+    """`choose` is called every so many steps; the mask stays between."""
+    sees: frozenset[str] = frozenset()
+    """What of `Seen` it needs: 'gradients', 'loss', and fields of the optimizer's state, such as 'mu' or 'trace'."""
+    off: str = "gated"
+    """What becomes of the moments of what is off: 'live', they go on with its gradients; 'gated', they see zeros
+    instead; 'kept', they stand still; 'dropped', they begin anew when it is on again."""
+    groups: Any = None
+    """A tree of ints: leaves of one number are switched together, and have counters of their own, as Adam's for the
+    correction of its bias, which count the steps in which any of them is on ('live': all steps). None: one group."""
+    returns: bool = False
+    """Whether what is switched off returns to the bytes with which its phase began."""
+
+    @functools.cached_property
+    def identity(self) -> Hashable:
+        """What equal schedules have in common."""
+
+        def function(value: Any) -> Hashable:
+            if isinstance(value, functools.partial):
+                return function(value.func), value.args, tuple(sorted(value.keywords.items()))
+            return value
+
+        def tree(value: Any) -> Hashable:
+            leaves, structure = jax.tree.flatten(value)
+            plain = (bool, int, float, str)
+            rows = (
+                m if isinstance(m, plain) else (np.shape(m), str(np.asarray(m).dtype), np.asarray(m).tobytes())
+                for m in leaves
+            )
+            return structure, tuple((type(m).__name__, m) for m in rows)
+
+        functions = function(self.init), function(self.choose)
+        rest = (self.when, self.every, frozenset(self.sees), self.off, self.returns)
+        return functions, tree(self.scope), tree(self.groups), rest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MaskSchedule) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
 
 
 @dataclass(frozen=True)
@@ -80,7 +164,7 @@ class Phase:
     start: float
     """The fraction of training at which it begins: 0.0 for the first phase, then strictly increasing."""
     mask: Any
-    """A Mask, or a Strategy that is evaluated at the boundary."""
+    """A Mask, a Strategy that is evaluated at the boundary, or a MaskSchedule."""
     until: Callable[[Sequence[float]], bool] | None = None
     """The validation scores of the phase so far, one a point of the curve, the latest last -> whether the phase is
     over: `plateau.plateau(patience=3)`. The `start` of the next phase is then the latest at which that begins, and the
@@ -92,11 +176,13 @@ class Phase:
 
 
 class PhaseRule(NamedTuple):
-    """How a phase ends, and at which rate it trains: what a `Phase` says beside its start and mask."""
+    """How a phase ends, at which rate it trains, how its mask moves: what a `Phase` says beside its start and mask."""
 
     until: Callable[[Sequence[float]], bool] | None = None
     restore: bool = False
     rate: float = 1.0
+    schedule: MaskSchedule | None = None
+    """How its mask moves; the phase's mask is then the schedule's scope."""
 
 
 END_NAMES = ("last", "best", "average")

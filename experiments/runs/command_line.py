@@ -33,6 +33,7 @@ ORDER = (
     "rank",
     "search",
     "check",
+    "audit",
     "transfer",
     "compare",
     "report",

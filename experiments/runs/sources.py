@@ -922,7 +922,7 @@ def load_fit(flags: Mapping[str, Any], place: str | None, fit: str | None) -> tu
         raise InputError("--checkpoint is not given: name a run directory, a checkpoint in it, or a file of weights")
     flags, name = dict(flags), place
     if not is_weights_file(place):
-        folder, seed = _find_fit(Path(place), fit)
+        folder, seed = find_fit(Path(place), fit)
         flags, name = flags | {"seeds": (seed,)}, str(folder)
     elif fit:
         raise InputError(f"--fit={fit}: '{place}' holds one fit: leave it out")
@@ -952,7 +952,7 @@ def load_weights(
             settings.architecture(),
             score_record(loaded.score, loaded.metric),
         )
-    folder, seed = _find_fit(Path(place), fit)
+    folder, seed = find_fit(Path(place), fit)
     settings = Settings.from_flags(**{**flags, "seeds": (seed,), "source_checkpoint": str(folder)})
     try:
         source = _from_run(settings, model_too=False)
@@ -980,8 +980,11 @@ def score_record(score: float | None, metric: Mapping[str, Any] | None) -> dict[
     return {"accuracy": score} if metric is None else {"score": score, "metric": dict(metric)}
 
 
-def _find_fit(place: Path, fit: str | None) -> tuple[Path, int]:
-    """(checkpoint, seed) of a fit, by its name with or without the digest: under one seed a checkpoint holds one."""
+def find_fit(place: Path, fit: str | None) -> tuple[Path, int]:
+    """(checkpoint, seed) of a fit, by its name with or without the digest: under one seed a checkpoint holds one.
+
+    Raises InputError, of --fit, where there is none, or it is not clear which, and for a fit that diverged.
+    """
     results = {result.name: result for result in directory.results(place)}
     names = sorted(results or first_about(place)["fits"])
     if fit is None and len(names) > 1:
@@ -1007,7 +1010,7 @@ def started_from(place: str, fit: str | None) -> tuple[str, str | None]:
     It was trained in the same run directory, or is the run's --source_checkpoint. Raises InputError where it is not
     known.
     """
-    folder, seed = _find_fit(Path(place), fit)
+    folder, seed = find_fit(Path(place), fit)
     run = next((each for each in (Path(place), *folder.absolute().parents) if (each / "results.jsonl").is_file()), None)
     unknown = InputError(f"the source that a fit of '{place}' started from is not known: name its base with --base")
     if run is None:

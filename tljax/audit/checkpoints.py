@@ -138,8 +138,14 @@ def _is_described(leaf: Any) -> bool:
     return hasattr(leaf, "dtype") and hasattr(leaf, "shape")
 
 
-def _leaves(tree: Params | str | Path) -> Leaves:
-    """The leaves of a place, of a mapping that reads them when they are asked for, or of a tree of arrays."""
+def leaves_of(tree: Params | str | Path) -> Leaves:
+    """The leaves of a place, of a mapping that reads them when they are asked for, or of a tree of arrays.
+
+    Raises InputError for what is none of the three.
+
+    >>> leaves_of({"head": {"bias": [0.0]}})
+    {'head/bias/0': array(0.)}
+    """
     if isinstance(tree, str | Path):
         return opened(tree)
     if isinstance(tree, Mapping) and jax.tree_util.all_leaves([tree]):
@@ -240,9 +246,13 @@ def _wide(flat: np.ndarray) -> np.ndarray:
     return flat.astype(np.complex128 if flat.dtype.kind == "c" else np.float64)
 
 
-def _cast(before: np.ndarray, after: np.ndarray) -> str:
+def cast(before: np.ndarray, after: np.ndarray) -> str:
     """How an array of another dtype is related: "lossless" if both hold the same numbers, "rounded" if one is the other
-    after the cast, "" if it is neither."""
+    after the cast, "" if it is neither.
+
+    >>> [cast(np.array([x]), np.array([x], np.float32)) for x in (0.5, 0.1)]
+    ['lossless', 'rounded']
+    """
     forth = back = True
     with np.errstate(all="ignore"):
         for was, now in _chunks(before, after):
@@ -273,7 +283,7 @@ def checkpoints(
 
     `before` and `after` are places as `opened` takes them, what it gives, or trees of arrays. `mask` is a tree of the
     parameters, a file of one (masks/NAME.json of a run directory), or globs of what trains, "head/**+**/bias" or a
-    list. Of a TrainState with `params` its `opt_state` and `step` are left out.
+    list. Of a TrainState, with `params`, the optimizer, the counter and keys are left out.
 
     Claims are "frozen" of what the mask freezes: refuted if a number moved; and "trains" of the rest: refuted if none
     did. Where the mask selects elements of a leaf, both are made of it. Not decided is a leaf that is missing, new or
@@ -290,7 +300,7 @@ def checkpoints(
 factor 0.5, as weight decay does
     refuted  trains  head  2 numbers, float64: the same bytes
     """
-    was, now = _parameters(_leaves(before)), _parameters(_leaves(after))
+    was, now = parameters(leaves_of(before), leaves_of(after))
     claimed, notes = _claimed(mask, was, now)
     audit = _Audit(was, now, claimed)
     if not audit.pairs:
@@ -306,22 +316,33 @@ def _name(tree: Any, name: str) -> str:
     return str(tree) if isinstance(tree, str | Path) else name
 
 
-_OF_TRAINING = ("opt_state", "step")
-"""Names at the top of a TrainState, beside its `params`, of what is no parameter and no statistic."""
+_OF_TRAINING = ("opt_state", "step", "optimizer", "rng", "rngs", "key")
+"""Names at the top of a training state, beside its `params`, of what is no parameter and no statistic."""
 
 
-def _parameters(leaves: Leaves) -> Leaves:
-    """The leaves without those of a TrainState's optimizer and counter, and without text."""
-    tops = {path.partition("/")[0] for path in leaves}
-    names = [path for path in leaves if "params" not in tops or path.partition("/")[0] not in _OF_TRAINING]
-    return _Some(leaves, names)
+def parameters(*trees: Leaves) -> tuple[Leaves, ...]:
+    """The leaves of trees without the optimizer and the counter of a TrainState.
+
+    Where one has `params` and another, which is then of parameters alone, has not, the leaves are those under it.
+    """
+    tops = [{path.partition("/")[0] for path in leaves} for leaves in trees]
+    alone = any("params" not in names for names in tops)
+    result: list[Leaves] = []
+    for leaves, names in zip(trees, tops, strict=True):
+        if "params" not in names:
+            result.append(leaves)
+        elif alone:
+            result.append(_Some(leaves, {p.removeprefix("params/"): p for p in leaves if p.startswith("params/")}))
+        else:
+            result.append(_Some(leaves, {p: p for p in leaves if p.partition("/")[0] not in _OF_TRAINING}))
+    return tuple(result)
 
 
 class _Some(Mapping[str, np.ndarray]):
-    """Some leaves of a mapping, read when they are asked for."""
+    """Some leaves of a mapping, {name: its path there}, read when they are asked for."""
 
-    def __init__(self, leaves: Leaves, names: Sequence[str]) -> None:
-        self._leaves, self._names = leaves, dict.fromkeys(names)
+    def __init__(self, leaves: Leaves, names: Mapping[str, str]) -> None:
+        self._leaves, self._names = leaves, names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -333,9 +354,7 @@ class _Some(Mapping[str, np.ndarray]):
         return name in self._names
 
     def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._leaves[name]
+        return self._leaves[self._names[name]]
 
 
 def _claimed(mask: Any, was: Leaves, now: Leaves) -> tuple[dict[str, Any], list[str]]:
@@ -502,10 +521,10 @@ def _decided(before: np.ndarray, after: np.ndarray, is_trained: bool) -> tuple[V
     size = f"{before.size:,} number" + "s" * (before.size != 1)
     if before.dtype != after.dtype:
         kind = f"{before.dtype} to {after.dtype}"
-        cast = _cast(before, after)
-        if cast == "lossless":
+        relation = cast(before, after)
+        if relation == "lossless":
             return "refuted" if is_trained else "proved", "equal", f"{size}, only cast, {kind}: the same numbers"
-        if cast == "rounded":
+        if relation == "rounded":
             text = f"{size}, only cast, {kind}: equal after the cast, and a move below its rounding would not show"
             return "not decided", "changed", text
     moves = change(before, after)

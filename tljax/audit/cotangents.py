@@ -18,6 +18,9 @@ computes by hand, or by forward differentiation, is none of these: the program d
 What a custom derivative mixes within the backward pass is a part of the gradient.
 """
 
+import bisect
+import functools
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -111,7 +114,7 @@ class _Context:
         """The context of an equation of a program that has this one."""
         stack = equation.source_info.name_stack.stack
         transforms = tuple(part.name for part in stack if type(part).__name__ == "Transform")
-        scopes = tuple(part.name for part in stack if type(part).__name__ == "Scope" and part.name not in _NOT_SCOPES)
+        scopes = tuple(part.name for part in stack if type(part).__name__ == "Scope")
         return _Context(self.transforms + transforms, self.scopes + scopes)
 
     @property
@@ -119,12 +122,17 @@ class _Context:
         return "transpose" in self.transforms
 
     @property
+    def recomputed(self) -> bool:
+        """Whether it is a part of a forward pass that a backward pass computes again."""
+        return self.backward and "rematted_computation" in self.scopes
+
+    @property
     def depth(self) -> int:
-        """How many forward passes it is in, of gradients of gradients; 0 outside of all, and in a backward pass."""
-        return 0 if self.backward else self.transforms.count("jvp")
-
-
-_NOT_SCOPES = ("checkpoint", "rematted_computation", "remat")
+        """Of how many gradients it is the forward pass, or a part of it; 0 of the backward pass of the outermost."""
+        names = [name for name in self.transforms if name in ("jvp", "transpose")]
+        if names[:1] == ["transpose"]:
+            return 0
+        return sum(name == "jvp" and before != "transpose" for before, name in zip([None, *names], names, strict=False))
 
 
 @dataclass
@@ -148,6 +156,8 @@ class _Value:
     """Which output of the producer it is."""
     sums: "tuple[_Value, ...]" = ()
     """What was given to the forward pass and has this value's cotangent, since it is a term of it."""
+    seeds: int = 0
+    """Of a value of a backward pass, the equations that began the pass; a bit for each."""
 
     @property
     def backward(self) -> bool:
@@ -183,6 +193,8 @@ class _Walk:
     equations: int = 0
     sites: list[_Site] = field(default_factory=list)
     crossings: list[_Crossing] = field(default_factory=list)
+    backward: list[int] = field(default_factory=list)
+    """The places of the equations of backward passes in the list."""
 
     def input(self, role: _Role) -> _Value:
         """A value that no equation of the list computes."""
@@ -217,7 +229,7 @@ class _Walk:
     ) -> list[_Value]:
         """Read an equation; what it gives."""
         context, name, inner = context.within(equation), equation.primitive.name, inner_programs(equation)
-        if name in _CALLS and inner and len(inner[0].invars) == len(operands):
+        if name in CALLS and inner and len(inner[0].invars) == len(operands):
             return self.walk(inner[0], operands, (*path, number, 0), context)
         if not context.backward:
             self.read(operands, equation.invars, path, number)
@@ -228,27 +240,39 @@ class _Walk:
         record = _Equation(self.equations, equation, context, operands)
         roles = [value.role for value in operands] if context.backward else [self.role(value) for value in operands]
         outputs = [self.input(_role_of(equation, roles, variable.aval)) for variable in equation.outvars]
+        seeds = 0
+        if context.backward and not context.recomputed:
+            seeds = _union(value.seeds for value in operands) or 1 << len(self.backward)
+            self.backward.append(record.order)
         for index, output in enumerate(outputs):
-            output.producer, output.output = record, index
-        if context.depth:
+            output.producer, output.output, output.seeds = record, index, seeds
+        if context.depth or context.recomputed:
             self.forward(record, outputs)
         return outputs
 
     def forward(self, record: _Equation, outputs: list[_Value]) -> None:
         """Note what an equation of a forward pass is given from outside of it, directly or as a term of a sum."""
-        name, depth = record.equation.primitive.name, record.context.depth
-        sources = [(value,) if value.backward or value.depth < depth else value.sums for value in record.operands]
-        shape = record.equation.outvars[0].aval.shape
+        variables, context = record.equation.invars, record.context
+        sources = [(value,) if _is_given(value, context) else value.sums for value in record.operands]
+        for index, (source, operand) in enumerate(zip(sources, variables, strict=True)):
+            if not _is_float(operand.aval):
+                continue
+            if source:
+                self.sites.append(_Site(record, index, source, operand.aval))
+            value, before = record.operands[index], operand
+            while inner_programs(record.equation) and value.producer and _is_hoisted(value.producer):
+                before, value = value.producer.equation.invars[0], value.producer.operands[0]
+                if _is_given(value, context):
+                    self.sites.append(_Site(record, index, (value,), before.aval))
+        first = sources[: _TERMS.get(record.equation.primitive.name, 0)]
         passed = [
-            source
-            for source, operand in zip(sources[: _TERMS.get(name, 0)], record.equation.invars, strict=False)
-            if operand.aval.shape == shape
+            value
+            for source, operand in zip(first, variables, strict=False)
+            for value in source
+            if operand.aval.shape == record.equation.outvars[0].aval.shape
         ]
         if passed:
-            outputs[0].sums = tuple({value.number: value for source in passed for value in source}.values())
-        for index, (source, operand) in enumerate(zip(sources, record.equation.invars, strict=True)):
-            if source and _is_float(operand.aval):
-                self.sites.append(_Site(record, index, source, operand.aval))
+            outputs[0].sums = tuple({value.number: value for value in passed}.values())
 
     def entered(
         self, equation: Any, operands: list[_Value], inner: list[Any], path: Read, context: _Context
@@ -256,7 +280,7 @@ class _Walk:
         """Read the programs of a loop or a choice that holds whole gradients; what it gives."""
         derived = _union(self.role(value).derived for value in operands)
         results = []
-        for index, (program, numbers) in enumerate(zip(inner, _operands_of_programs(equation), strict=True)):
+        for index, (program, numbers) in enumerate(zip(inner, operands_of_programs(equation), strict=True)):
             begun = [self.input(self.role(operands[number])) for number in numbers]
             result = self.walk(program, begun, (*path, index), context)
             self.read(result, program.outvars, (*path, index), -1)
@@ -270,7 +294,7 @@ class _Walk:
         return outputs
 
 
-def _operands_of_programs(equation: Any) -> list[list[int]]:
+def operands_of_programs(equation: Any) -> list[list[int]]:
     """The numbers of the operands that are given to each program of a loop or a choice."""
     numbers, parameters = list(range(len(equation.invars))), equation.params
     if equation.primitive.name == "cond":
@@ -289,11 +313,25 @@ def _union(masks: Iterable[int]) -> int:
     return union
 
 
+def _is_given(value: _Value, context: _Context) -> bool:
+    """Whether a forward pass of this context is given a value from outside of it."""
+    if context.recomputed:
+        return not value.backward
+    return value.backward or value.depth < context.depth
+
+
+def _is_hoisted(equation: _Equation) -> bool:
+    """Whether it may be what a loop does to a constant: forward that is done before the loop, and backward within."""
+    context = equation.context
+    return equation.equation.primitive.name == "broadcast_in_dim" and (context.recomputed or not context.transforms)
+
+
 # fmt: off
-_CALLS = frozenset((
+CALLS = frozenset((
     "jit", "pjit", "closed_call", "core_call", "core_closed_call", "custom_jvp_call", "custom_vjp_call",
     "custom_vjp_call_jaxpr", "remat", "remat2", "checkpoint", "shard_map", "pmap", "xla_pmap",
 ))
+"""What gives the results of its first program on its operands."""
 _STRUCTURAL = frozenset((
     "convert_element_type", "copy", "copy_p", "reshape", "transpose", "squeeze", "expand_dims", "slice", "rev",
     "dynamic_slice", "optimization_barrier", "sharding_constraint", "device_put", "reduce_precision", "pvary",
@@ -307,6 +345,8 @@ _ELEMENTWISE = frozenset((
 ))
 _TERMS = {"add": 2, "add_any": 2, "sub": 1, "copy": 1, "copy_p": 1}
 """How many of its first operands an equation gives its own cotangent."""
+_IN_ORDER = ("concatenate", "stack")
+"""What has the cotangents of its operands in their order, as loops and choices have."""
 _PRODUCTS = ("dot_general", "mul", "conv_general_dilated")
 # fmt: on
 
@@ -320,7 +360,7 @@ def _role_of(equation: Any, roles: Sequence[_Role], aval: Any) -> _Role:
     name, derived = equation.primitive.name, _union(role.derived for role in roles)
     if name in _STRUCTURAL and roles:
         return _Role(roles[0].stands, derived)
-    if name == "concatenate":
+    if name in _IN_ORDER:
         whole = list(roles)
     elif name in _ELEMENTWISE:  # without a number for all elements
         whole = [role for role, operand in zip(roles, equation.invars, strict=True) if operand.aval.shape == aval.shape]
@@ -334,10 +374,8 @@ def _role_of(equation: Any, roles: Sequence[_Role], aval: Any) -> _Role:
 
 
 class _Part(NamedTuple):
-    """A term of a cotangent: what the transpose of one equation has added to it."""
+    """A cotangent, or a term of it: what the transpose of one equation has added to it."""
 
-    whole: int
-    """The number of the cotangent."""
     value: _Value
     aval: Any
 
@@ -349,28 +387,44 @@ class _Part(NamedTuple):
 
 def _assigned(walk: _Walk) -> dict[int, _Role]:
     """The role of each value that crosses: `stands` for the leaves if it is assigned, else `derived` its candidates."""
+    crossings = {crossing.value.number: crossing for crossing in walk.crossings}
     frames = _Frames()
+    whole = _roles_of_parts(
+        walk, {number: [_Part(crossing.value, crossing.aval)] for number, crossing in crossings.items()}, frames
+    )
+    terms = _roles_of_parts(walk, {number: _terms(crossing) for number, crossing in crossings.items()}, frames)
+    return {number: _agreed(whole[number], terms[number]) for number in crossings}
+
+
+def _agreed(a: _Role, b: _Role) -> _Role:
+    """What two ways of assigning a cotangent say together."""
+    if a.stands and b.stands:
+        return a if a == b else _Role(0, a.stands | b.stands)
+    return a if a.stands else b
+
+
+def _roles_of_parts(walk: _Walk, parts: Mapping[int, list[_Part]], frames: "_Frames") -> dict[int, _Role]:
+    """The roles of cotangents that are made of these parts: that of each of them, if it is one."""
     sites: dict[Any, list[_Site]] = {}
     for site in walk.sites:
         sites.setdefault(_shape(site.aval), []).append(site)
     classes: dict[Any, dict[int, _Part]] = {}
-    for crossing in walk.crossings:
-        for part in _parts(crossing):
-            # one value may be a term of several cotangents, and is the gradient of the same
-            classes.setdefault((frames.of(part.producer), _shape(part.aval)), {})[part.value.number] = part
+    for part in (part for several in parts.values() for part in several):
+        # a value may be a part of several cotangents: it is the gradient of the same in all
+        classes.setdefault((frames.of(part.producer), _shape(part.aval)), {})[part.value.number] = part
     of_parts: dict[int, _Role] = {}
-    for (stack, shape), parts in classes.items():
-        of_parts |= _roles_of_class(walk, list(parts.values()), stack, shape, sites, frames)
-    roles: dict[int, _Role] = {}
-    for crossing in walk.crossings:
-        of_terms = [of_parts[part.value.number] for part in _parts(crossing)]
-        same = len({role.stands for role in of_terms}) == 1
-        candidates = _union(role.stands or role.derived for role in of_terms)
-        roles[crossing.value.number] = _Role(of_terms[0].stands if same else 0, candidates)
+    for (stack, shape), members in classes.items():
+        of_parts |= _roles_of_class(walk, list(members.values()), stack, shape, sites, frames)
+    roles = {}
+    for number, several in parts.items():
+        of_several = [of_parts[part.value.number] for part in several]
+        same = len({role.stands for role in of_several}) == 1
+        candidates = _union(role.stands or role.derived for role in of_several)
+        roles[number] = _Role(of_several[0].stands if same else 0, candidates)
     return roles
 
 
-def _parts(crossing: _Crossing) -> list[_Part]:
+def _terms(crossing: _Crossing) -> list[_Part]:
     """The terms of a cotangent that is a sum, or itself."""
     parts, waiting = [], [crossing.value]
     while waiting:
@@ -378,7 +432,7 @@ def _parts(crossing: _Crossing) -> list[_Part]:
         if value.producer and value.producer.equation.primitive.name == "add_any":
             waiting += [term for term in value.producer.operands if term.backward]
         else:
-            parts.append(_Part(crossing.value.number, value, crossing.aval))
+            parts.append(_Part(value, crossing.aval))
     return parts
 
 
@@ -393,13 +447,21 @@ def _roles_of_class(
     candidates = list(sites.get(shape, []))
     if any("vmap" in part.producer.context.transforms for part in parts):
         candidates += [site for other, more in sites.items() if _is_mapped(other, shape) for site in more]
-    exact = [site for site in candidates if frames.of(site.equation) == stack]
-    custom = [site for site in candidates if frames.of(site.equation)[: len(stack)] == stack]
-    lines = {frames.of(site.equation) for site in exact or custom}
-    close = exact or custom or candidates
-    found = _paired(walk, parts, close, ordered=len(lines) == 1)
+    found: dict[int, _Site] = {}
+    close: list[_Site] = []
+    for among in (
+        [site for site in candidates if not site.equation.context.recomputed],
+        [site for site in candidates if site.equation.context.recomputed],
+    ):
+        exact = [site for site in among if frames.of(site.equation) == stack]
+        custom = [site for site in among if frames.of(site.equation)[: len(stack)] == stack]
+        lines = {frames.of(site.equation) for site in exact or custom}
+        close += exact or custom
+        found = _paired(walk, parts, exact or custom, ordered=len(lines) == 1) | found
+    if not close and len({_sources(site) for site in candidates}) == 1:
+        found = {part.value.number: candidates[0] for part in parts}
     everything = [site for more in sites.values() for site in more]
-    unknown = _Role(0, _role_of_sites(walk, close or everything).derived)
+    unknown = _Role(0, _role_of_sites(walk, close or candidates or everything).derived)
     return {
         part.value.number: _role_of_sites(walk, [found[part.value.number]]) if part.value.number in found else unknown
         for part in parts
@@ -435,7 +497,7 @@ def _paired(walk: _Walk, parts: Sequence[_Part], sites: Sequence[_Site], ordered
         return {part.value.number: sites[0] for part in parts}
     found: dict[int, _Site] = {}
     for part in parts:
-        in_scope = [site for site in sites if site.equation.context.scopes == part.producer.context.scopes]
+        in_scope = [site for site in sites if _module(site.equation) == _module(part.producer)]
         left = _by_factor(part, in_scope or list(sites))
         if len({_sources(site) for site in left}) == 1:
             found[part.value.number] = left[0]
@@ -443,7 +505,7 @@ def _paired(walk: _Walk, parts: Sequence[_Part], sites: Sequence[_Site], ordered
         return found
     of_leaves = [site for site in sites if any(walk.role(value).derived for value in site.sources)]
     for among in (list(sites), _without_repeats(sites), of_leaves, _without_repeats(of_leaves)):
-        in_order = _in_order(parts, among)
+        in_order = _in_order(parts, among, walk.backward)
         if in_order and all(_sources(in_order[number]) == _sources(site) for number, site in found.items()):
             return in_order
     return found
@@ -462,6 +524,14 @@ def _by_factor(part: _Part, sites: list[_Site]) -> list[_Site]:
     return [site for site in sites if site.equation.operands[1 - site.operand].number in read] or sites
 
 
+def _module(equation: _Equation) -> tuple[str, ...]:
+    """The scopes of an equation but for those that rematerialization adds."""
+    return tuple(scope for scope in equation.context.scopes if scope not in _REMAT)
+
+
+_REMAT = ("checkpoint", "rematted_computation", "remat")
+
+
 def _traceback(equation: _Equation) -> Any:
     return equation.equation.source_info.traceback
 
@@ -475,11 +545,11 @@ def _without_repeats(sites: Sequence[_Site]) -> list[_Site]:
     ]
 
 
-def _in_order(parts: Sequence[_Part], sites: Sequence[_Site]) -> dict[int, _Site]:
-    """The site of each term by their order; empty if there is not one for each.
+def _in_order(parts: Sequence[_Part], sites: Sequence[_Site], backward: Sequence[int]) -> dict[int, _Site]:
+    """The site of each term by their order; empty if there is not one for each, or if they are of several passes.
 
-    The last equation's comes first; those of one loop or choice come in order. After a backward pass the next forward
-    pass begins anew.
+    The last equation's comes first; those of one loop or choice come in order. After a backward pass, at the places
+    `backward`, the next forward pass begins anew.
     """
     found: dict[int, _Site] = {}
     begun: list[_Site] = []
@@ -491,20 +561,31 @@ def _in_order(parts: Sequence[_Part], sites: Sequence[_Site]) -> dict[int, _Site
             given.append(event)
             continue
         if given or event is None:
-            if len(given) != len(begun) or not _is_ordered(begun):
+            seeds = [part.value.seeds for part in given]
+            if len(given) != len(begun) or not _is_ordered(begun) or not functools.reduce(operator.and_, seeds, -1):
                 return {}
             begun.sort(key=lambda site: (-site.equation.order, site.operand))
             found |= {part.value.number: site for part, site in zip(given, begun, strict=True)}
             begun, given = [], []
         if event is not None:
+            if begun and _any_between(backward, begun[-1].equation.order, event.equation.order):
+                begun = []  # nobody reads what that pass gave
             begun.append(event)
     return found
+
+
+def _any_between(numbers: Sequence[int], low: int, high: int) -> bool:
+    """Whether a number of an ascending sequence is between two others."""
+    return bisect.bisect_right(numbers, low) < bisect.bisect_left(numbers, high)
 
 
 def _is_ordered(sites: Sequence[_Site]) -> bool:
     """Whether no equation is read twice but loops and choices, which give the cotangents of operands in order."""
     orders = [site.equation.order for site in sites]
-    return len(set(orders)) == len(orders) or all(inner_programs(site.equation.equation) for site in sites)
+    equations = [site.equation.equation for site in sites]
+    return len(set(orders)) == len(orders) or all(
+        inner_programs(equation) or equation.primitive.name in _IN_ORDER for equation in equations
+    )
 
 
 class _Frames:

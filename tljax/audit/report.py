@@ -6,7 +6,7 @@ from typing import Literal
 
 Verdict = Literal["proved", "refuted", "not decided"]
 Grade = Literal["identical", "equal", "equal if finite", "changed"]
-Claim = Literal["frozen", "trains", "unseen", "state", "rate", "idle"]
+Claim = Literal["frozen", "trains", "unseen", "state", "rate", "idle", "restored"]
 
 GRADES: tuple[Grade, ...] = ("identical", "equal", "equal if finite", "changed")
 """From the strongest on: the same variable; equal up to the sign of a zero and a NaN's payload; equal if what is
@@ -19,6 +19,7 @@ CLAIMS: dict[Claim, str] = {
     "state": "owns no optimizer state",
     "rate": "moves by its rate",
     "idle": "is computed for nobody",
+    "restored": "has the numbers of the leaf that it was to come from",
 }
 """What a claim says of the leaf that it names."""
 
@@ -82,6 +83,22 @@ class Report:
         head = f"{self.subject}: {', '.join(counts)}"
         rows = [(finding.verdict, finding.claim, finding.path, _text(finding)) for finding in ranked]
         return "\n".join((head, *_aligned(rows), *(f"note: {note}" for note in self.notes)))
+
+
+def broken(report: Report, claims: Iterable[Claim], at_least: Grade = "changed") -> tuple[Finding, ...]:
+    """The findings of some claims that are refuted, not decided, or proved of a frozen leaf in too low a grade.
+
+    >>> low = Finding("body", "frozen", "proved", "is multiplied by 0", grade="equal if finite")
+    >>> [len(broken(Report("step", (low,)), ("frozen",), grade)) for grade in ("equal", "equal if finite")]
+    [1, 0]
+    """
+    claims = tuple(claims)
+    return tuple(
+        finding
+        for finding in report.findings
+        if finding.claim in claims
+        and (finding.verdict != "proved" or (finding.grade and GRADES.index(finding.grade) > GRADES.index(at_least)))
+    )
 
 
 def _text(finding: Finding) -> str:

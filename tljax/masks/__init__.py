@@ -8,7 +8,7 @@ built outside `jax.jit`, and are no argument of it.
 """
 
 from tljax.masks.build import PER, by_glob, by_path, by_size, kept, layers, leaf_name, top, under
-from tljax.masks.check import is_strategy, lint, lint_phases, require_leaf
+from tljax.masks.check import is_strategy, lint, lint_phases, lint_schedule, require_leaf
 from tljax.masks.combine import (
     also,
     canonical,
@@ -48,6 +48,7 @@ __all__ = [
     "leaf_name",
     "lint",
     "lint_phases",
+    "lint_schedule",
     "load",
     "parted",
     "require_bools",

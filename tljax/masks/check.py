@@ -9,7 +9,7 @@ import numpy as np
 from tljax import paths, plugins
 from tljax.masks.combine import require_fit, static
 from tljax.masks.leaf import canonical_leaf, plain, selects, traced
-from tljax.types import InputError, Mask, Params, Phase
+from tljax.types import InputError, Mask, MaskSchedule, Params, Phase
 
 
 def lint(params: Params, mask: Mask, fresh: Mask | None = None) -> None:
@@ -57,8 +57,8 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
 
     Such phases are anything but a sequence of one Phase or more; have starts that are not finite, do not begin at 0,
     do not strictly increase, or reach 1; have an `until` that is no function, another `restore` than 'best', or a rate
-    that is not above 0; or have a mask that `lint` refuses: no phase may freeze a fresh leaf. A mask that is a strategy
-    is known at its boundary only: lint the mask that it returns there.
+    that is not above 0; or have a mask that `lint` refuses, or a schedule that `lint_schedule` does: no phase may
+    freeze a fresh leaf. A mask that is a strategy is known at its boundary only: lint the mask that it returns there.
     """
     if not isinstance(phases, Sequence) or not phases or not all(isinstance(phase, Phase) for phase in phases):
         raise InputError("phases are a list of one Phase(start, mask) or more, from tljax.types")
@@ -87,9 +87,52 @@ def lint_phases(params: Params, phases: Sequence[Phase], fresh: Mask | None = No
             raise InputError(f"phase {i}: rate is {plugins.shown(phase.rate)}: give a number above 0, as rate=0.1")
         if not is_strategy(phase.mask):
             try:
-                lint(params, phase.mask, fresh)
+                if isinstance(phase.mask, MaskSchedule):
+                    lint_schedule(params, phase.mask, fresh)
+                else:
+                    lint(params, phase.mask, fresh)
             except InputError as error:
                 raise InputError(f"phase {i}: {error}" if len(phases) > 1 else str(error)) from error
+
+
+_WORDS = {"when": ("before", "after"), "off": ("live", "gated", "kept", "dropped")}
+
+
+def lint_schedule(params: Params, schedule: MaskSchedule, fresh: Mask | None = None) -> None:
+    """Raise InputError for a schedule of masks that cannot be meant; none of its functions is called.
+
+    Such a schedule has functions that are none, a word that is none of its field's, an `every` that is no whole number
+    of at least 1, a scope that `lint` refuses, or groups that are no whole numbers of at least 0 for all leaves; or it
+    sees gradients before there are any.
+
+    >>> lint_schedule({"w": np.ones(2)}, MaskSchedule(print, print, {"w": True}, every=0))
+    Traceback (most recent call last):
+    ...
+    tljax.types.InputError: the schedule's every is 0: give a whole number of steps, at least 1
+    """
+    for name in ("init", "choose"):
+        if not callable(getattr(schedule, name)):
+            raise InputError(f"the schedule's {name} is {plugins.shown(getattr(schedule, name))}: give a function")
+    for name, words in _WORDS.items():
+        if (word := getattr(schedule, name)) not in words:
+            raise InputError(f"the schedule's {name} is {plugins.shown(word)}: give one of {', '.join(words)}")
+    if isinstance(schedule.every, bool) or not isinstance(schedule.every, int) or schedule.every < 1:
+        raise InputError(f"the schedule's every is {schedule.every}: give a whole number of steps, at least 1")
+    if isinstance(schedule.sees, str):
+        raise InputError(f"the schedule's sees is {schedule.sees!r}: give a set, as frozenset({{{schedule.sees!r}}})")
+    if schedule.when == "before" and "gradients" in schedule.sees:
+        raise InputError("the schedule sees gradients, and chooses before there are any: give when='after'")
+    if isinstance(schedule.scope, MaskSchedule) or is_strategy(schedule.scope):
+        raise InputError("the schedule's scope is no mask: give the mask of all that may train")
+    try:
+        lint(params, schedule.scope, fresh)
+    except InputError as error:
+        raise InputError(f"the schedule's scope: {error}") from error
+    if schedule.groups is not None:
+        paths.same_structure(params, schedule.groups, "the parameters", "the schedule's groups")
+        for path, group in paths.items(schedule.groups):
+            if isinstance(group, bool) or not isinstance(group, int | np.integer) or group < 0:
+                raise InputError(f"the schedule's group at '{path}' is {plugins.shown(group)}: give a number from 0 on")
 
 
 def is_strategy(mask: Any) -> bool:

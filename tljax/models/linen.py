@@ -246,7 +246,8 @@ def _largest_of_slices(
 
 _STATISTICS = "batch_stats"
 _CHANGES = "low_rank"
-"""The collection in which A and B of a module's kernel go to it, through remat and other transformations of Flax."""
+"""The collection in which what belongs to a `LowRank` beside its kernel goes to a module, through remat and other
+transformations of Flax."""
 
 
 def _beside(changes: Mapping[str, LowRank]) -> dict[str, Any]:
@@ -256,7 +257,7 @@ def _beside(changes: Mapping[str, LowRank]) -> dict[str, Any]:
         place = collection
         for name in path.split("/")[:-1]:
             place = place.setdefault(name, {})
-        place.update(a=change.a, b=change.b)
+        place.update(a=change.a, b=change.b, **({} if change.gain is None else {"gain": change.gain}))
     return {_CHANGES: collection} if changes else {}
 
 
@@ -413,8 +414,9 @@ def _with_change(module: nn.Module, function: Any, mode: _Mode) -> Any:
             return function(lhs, kernel, how, *args, **keywords)
         a: jax.Array = module.get_variable(_CHANGES, "a")
         b: jax.Array = module.get_variable(_CHANGES, "b")
+        gain: jax.Array | None = module.get_variable(_CHANGES, "gain")
         changed = low_rank.conv_general_dilated if convolves else low_rank.dot_general
-        return changed(function, a, b)(lhs, kernel, how, *args, **keywords)
+        return changed(function, a, b, gain)(lhs, kernel, how, *args, **keywords)
 
     return contraction
 

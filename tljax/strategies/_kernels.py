@@ -1,15 +1,17 @@
-"""Kernels, and which of their axes are inputs: what adapters adapt, and whose output units have inputs of their own."""
+"""Kernels, which of their axes are inputs, and the leaves that adapters put beside them."""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from tljax import paths
-from tljax.types import Context, Params
+from tljax import low_rank, masks, paths
+from tljax.types import Context, InputError, Params
 
 ALL = "**/kernel"
+FACTORS = ("lora_a", "lora_b")
 TO_HEADS = ("query", "key", "value")
 
 
@@ -83,11 +85,6 @@ def inputs(path: str, shape: tuple[int, ...], shapes: Mapping[str, Any], contrac
     return {2: 1, 4: 3}.get(len(shape), 0)
 
 
-def as_matrix(kernel: jnp.ndarray, count: int) -> jnp.ndarray:
-    """A kernel [*inputs, *outputs] as [inputs, outputs], of which the first `count` axes are inputs."""
-    return jnp.reshape(kernel, (math.prod(kernel.shape[:count]), -1))
-
-
 def shown(shapes: Mapping[str, tuple[int, ...]], most: int = 6) -> str:
     """Paths and shapes in words."""
     text = ", ".join(f"'{path}' {shape}" for path, shape in list(shapes.items())[:most])
@@ -99,3 +96,110 @@ def each_dict(function: Callable[[str, dict[str, Any]], dict[str, Any]], tree: A
     if not isinstance(tree, dict):
         return tree
     return function(path, {name: each_dict(function, node, f"{path}{name}/") for name, node in tree.items()})
+
+
+def adapted(
+    params: Params,
+    key: jax.Array,
+    context: Context,
+    on: str,
+    adapter: str,
+    added: tuple[str, ...],
+    beside: Callable[[jax.Array, Any, int], dict[str, Any]],
+) -> Params:
+    """The parameters with beside(a key of its own, kernel, how many of its axes are inputs) in the dict of each kernel
+    to adapt.
+
+    Raises InputError, which begins with the adapter's name, for a glob that matches nothing, where there is no kernel
+    to adapt, where no leaf can be added, and for parameters that have `added` leaves already.
+    """
+    if there := present(params, added):
+        raise InputError(f"{adapter}: the parameters have factors already, {paths.some(there)}: merge them first")
+    counts, rest = to_adapt(params, context, on, added)
+    if not counts:
+        passed = f"; left out: {shown(rest)}" if rest else ""
+        raise InputError(
+            f"{adapter}: no dict below the head has a leaf named 'kernel' [in, out] or of attention or of a convolution"
+            f"{'' if on == ALL else f', that on={on} matches'}: there is nothing to adapt{passed}"
+        )
+    waiting = dict(counts)
+    keys = dict(zip(counts, jax.random.split(key, len(counts)), strict=True))
+
+    def add(path: str, node: dict[str, Any]) -> dict[str, Any]:
+        count = waiting.pop(path + "kernel", 0)
+        return {**node, **beside(keys[path + "kernel"], node["kernel"], count)} if count else node
+
+    tree = each_dict(add, params)
+    if waiting:
+        raise InputError(
+            f"{adapter}: no factors can stand beside {paths.some(sorted(waiting))}: a list, a FrozenDict or an "
+            "nnx.State takes no new leaf; give nested dicts, as flax.core.unfreeze and nnx.to_pure_dict make them"
+        )
+    return tree
+
+
+def folded(params: Params, rank: int, adapter: str, added: tuple[str, ...], fold: Callable[..., Any]) -> Params:
+    """The parameters with fold(kernel, *added leaves) in place of the kernel and the leaves that `adapted` put there.
+
+    Raises InputError, which begins with the adapter's name, for parameters without such leaves, factors of another rank
+    or shape, one without the others or without their kernel, and leaves in no dict, such as those in a FrozenDict.
+    """
+    if not present(params, added):
+        raise InputError(
+            f"{adapter}: the parameters have no factors {' and '.join(added)}: merge those that adapt gave"
+        )
+    names = ("kernel", *added)
+
+    def of_node(path: str, node: dict[str, Any]) -> dict[str, Any]:
+        if not set(added) & node.keys():
+            return node
+        if missing := [name for name in names if name not in node]:
+            there = " and ".join(f"'{path}{name}'" for name in names if name in node)
+            raise InputError(
+                f"{adapter}: {there} without {' and '.join(missing)}: merge the whole tree that adapt gave"
+            )
+        shapes = {
+            path + name: jnp.shape(node[name]) if jax.tree_util.all_leaves([node[name]]) else () for name in names
+        }
+        kernel, a, b, *others = shapes.values()
+        if not low_rank.fits(kernel, a, b) or any(other != b[1:] for other in others):
+            raise InputError(
+                f"{adapter}: factors [*inputs, rank] and [rank, *outputs] do not fit their kernel: {shown(shapes)}"
+            )
+        if a[-1] != rank:
+            raise InputError(
+                f"{adapter}: the factors at '{path}{added[0]}' have rank {a[-1]}, not {rank}: merge with rank={a[-1]}"
+            )
+        kept = {name: leaf for name, leaf in node.items() if name not in added}
+        return {**kept, "kernel": fold(*(node[name] for name in names))}
+
+    ordinary = each_dict(of_node, params)
+    if left := present(ordinary, added):
+        raise InputError(
+            f"{adapter}: {paths.some(left)} are in no dict of dicts: give nested dicts, as flax.core.unfreeze and "
+            "nnx.to_pure_dict make them"
+        )
+    return ordinary
+
+
+def present(params: Params, added: tuple[str, ...]) -> list[str]:
+    """The paths of the leaves of these names."""
+    return [path for path in paths.names(params) if masks.leaf_name(path) in added]
+
+
+def normal_and_zero(key: jax.Array, kernel: Any, count: int, rank: int) -> dict[str, Any]:
+    """LoRA's factors of a kernel of which `count` axes are inputs: A normal of variance 1 / inputs, B zero."""
+    shape, dtype = jnp.shape(kernel), jnp.result_type(kernel)
+    ins, outs = shape[:count], shape[count:]
+    fan_in = math.prod(ins)
+    a = jax.random.normal(key, (fan_in, rank), dtype) * fan_in**-0.5
+    return {"lora_a": a.reshape(*ins, rank), "lora_b": jnp.zeros((rank, *outs), dtype)}
+
+
+def gain(adapter: str, rank: int, scale: float, rank_stabilised: bool) -> float:
+    """What A B is multiplied by. Raises InputError for a rank below 1, and a scale that is not above 0."""
+    if rank < 1:
+        raise InputError(f"{adapter}:rank={rank}: it is at least 1")
+    if not 0 < scale < float("inf"):
+        raise InputError(f"{adapter}:scale={scale}: it must be above 0 and finite")
+    return scale / (rank**0.5 if rank_stabilised else rank)

@@ -999,9 +999,12 @@ def _carried(
     spec: Spec, fits: Sequence[Fit], number: int, state: State, histories: Sequence[tuple[Mask, ...]]
 ) -> OptState:
     """The optimizer's state of each fit, made fit for the phase of this number, which begins with these masks; for all
-    fits at once where their masks are the same."""
+    fits at once where their masks are the same. From and to a phase whose mask moves it begins anew."""
     members = [fits[i] for i in state.fits]
     rates = jnp.asarray(np.array([_rates(fit, number)[state.step] for fit in members], np.float32))
+    if any(rule(members[0], phase).schedule is not None for phase in (number - 1, number)):
+        specialized = specialize(spec, members[0], histories[0])
+        return begin(specialized, state.params, stack_numbers(specialized, members, histories), rates)
     numbers = vectorize.columns([fit.numbers for fit in members])
 
     def carry(history: tuple[Mask, ...], opt_state: OptState, own: Params, rate: jax.Array, numbers: Any) -> OptState:

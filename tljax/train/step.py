@@ -19,7 +19,7 @@ from tljax import augment, batch_stats, elementwise, masks, models, objective, o
 from tljax.augment import Augmentation
 from tljax.data import draw
 from tljax.penalties import Penalty
-from tljax.types import Batch, InputError, Mask, Model, ModelState, OptState, Params, PhaseRule
+from tljax.types import Batch, InputError, Mask, MaskSchedule, Model, ModelState, OptState, Params, PhaseRule
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Spec:
     """Whether L of an example is times the weight of its class, which is passed."""
     microbatch: int = 0
     """So many examples of the batch at a time give a part of its gradient; 0 for all at once."""
+    schedule: MaskSchedule | None = None
+    """How the mask moves from step to step, without its scope: that is the mask."""
 
 
 class Hyper(NamedTuple):
@@ -145,7 +147,8 @@ class Log(NamedTuple):
     terms: tuple[Any, ...]
     """The part of each penalty in `penalty`."""
     gradient_norm: Any
-    """Global norm of the objective's gradient over the trained leaves."""
+    """Global norm of the objective's gradient over the trained leaves; where the mask moves, over what is on, unless
+    what is off is 'live'."""
 
 
 def step(
@@ -179,17 +182,26 @@ def step(
         (_, (loss, terms, model_state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
     # After differentiating: the gradient through a sum over devices would be so many times too large.
     loss, terms, gradients = total((loss, terms, gradients), axis)
-    updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained)
-    trained = optimizer.apply(trained, updates, _selection(spec, hyper))
+    if spec.schedule is None:
+        updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained)
+        trained = optimizer.apply(trained, updates, selection := _selection(spec, hyper))
+    else:
+        updates, opt_state = transformation(spec, hyper, rate).update(gradients, opt_state, trained, loss=loss)
+        trained = optimizer.apply(trained, updates, opt_state.mask)
+        selection = optimizer.Chosen(opt_state.on)
+        gradients = gradients if spec.schedule.off == "live" else optimizer.gated(gradients, opt_state.on)
     if average is not None:
-        weight = hyper.numbers["average_weight"]
-        average = averaged(average, trained, model_state or {}, weight, _selection(spec, hyper))
+        average = averaged(average, trained, model_state or {}, hyper.numbers["average_weight"], selection)
     log = Log(loss, sum(terms, start=jnp.zeros(())), terms, _norm(gradients))
     return trained, opt_state, average, model_state, log
 
 
 _AUGMENT = 2**31 - 1
 """What is folded into a step's key for augmentations: stages fold in their numbers, from 1 on."""
+
+
+_SCHEDULE = 2**31 - 2
+"""What is folded into a fit's key for the schedule of its mask."""
 
 
 def augmented(spec: Spec, key: jax.Array, batch: Batch, number: jax.Array, axis: str | None = None) -> Batch:
@@ -348,8 +360,11 @@ def total(tree: Any, axis: str | None) -> Any:
 
 
 def transformation(spec: Spec, hyper: Hyper, rate: Any) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of one fit, under its mask and with its cohorts."""
+    """The optimizer of one fit, under its mask and with its cohorts, or under its schedule."""
     tx = optimizers.build(spec.optimizer, rate, hyper.numbers)
+    if spec.schedule is not None:
+        key = jax.random.fold_in(hyper.key, _SCHEDULE)
+        return optimizer.scheduled(tx, replace(spec.schedule, scope=_mask(spec, hyper)), key)
     if spec.cohorts is None:
         return optimizer.masked(tx, _mask(spec, hyper))
     arrays = iter(hyper.cohorts)
@@ -435,6 +450,11 @@ def with_average(params: Params, model_state: ModelState, average: Average) -> t
 def rule(fit: Fit, phase: int) -> PhaseRule:
     """How a phase of a fit ends, and its rate."""
     return fit.rules[phase] if fit.rules else PhaseRule()
+
+
+def schedule_of(fit: Fit, history: Sequence[Mask]) -> MaskSchedule | None:
+    """How the mask of a fit moves in the phase of the last mask of `history`."""
+    return rule(fit, len(history) - 1).schedule
 
 
 def _norm(tree: Params) -> jax.Array:
@@ -566,6 +586,8 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
             remedy = "train the source with `save_fisher=`"
             raise InputError(f"penalty '{penalty.name}' needs the source's Fisher information: {remedy}")
     trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
+    schedule = schedule_of(fit, history)
+    spec = replace(spec, schedule=None if schedule is None else replace(schedule, scope=None))
     # A leaf of 1.0 compiles to the same as True, bit for bit: `canonical` makes it True.
     leaves = [(m is True or None) if t else False for m, t in zip(_mask_leaves(fit, history), trains, strict=True)]
     count, ranks = cohort_ranks(spec, fit, history)
@@ -606,7 +628,9 @@ def _mask_leaves(fit: Fit, history: Sequence[Mask]) -> list[Any]:
 
 
 def gathered(spec: Spec, params: Params, mask: Mask) -> Mask:
-    """The mask as the optimizer of a spec works with it: `optimizer.gathered`."""
+    """The mask as the optimizer of a spec works with it: `optimizer.gathered`, unless it moves."""
+    if spec.schedule is not None:
+        return masks.canonical(params, mask)
     return optimizer.gathered(functools.partial(_is_elementwise, spec.optimizer), params, mask)
 
 
@@ -620,9 +644,12 @@ def cohort_ranks(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[int, li
     """(how many cohorts there are; for each leaf its cohort's rank: an int, or an int32 array of its elements' ranks).
 
     Of an array that trains few elements of its leaf it is the ranks of their places, as of `masks.Elements`. A cohort
-    is the leaves freed at one phase boundary; what is frozen has the rank -1.
+    is the leaves freed at one phase boundary; what is frozen has the rank -1. Under a schedule there is one: its groups
+    have counters of their own.
     """
     trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
+    if spec.schedule is not None:
+        return 1, [0 if t else -1 for t in trains]
     freed = jax.tree.leaves(masks.since(*history))
     phases = [np.asarray(phase) if t else np.asarray(-1) for phase, t in zip(freed, trains, strict=True)]
     boundaries = np.unique(np.concatenate([[], *(phase[phase >= 0] for phase in phases)])).astype(int)

@@ -33,6 +33,7 @@ from tljax.train.step import (
     batch_size,
     cohort_ranks,
     frozen_prefix_of,
+    schedule_of,
     step,
     traced_leaves,
     transformation,
@@ -561,7 +562,7 @@ def likeness(fit: Fit, history: Sequence[Mask]) -> Hashable:
         return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in arrays)
 
     of_fit = shapes(fit.params), shapes(fit.model_state), fit.fisher is None, leaves(fit.fresh)
-    return of_fit, tuple(map(leaves, history))
+    return of_fit, tuple(map(leaves, history)), schedule_of(fit, history)
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:

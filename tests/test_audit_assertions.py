@@ -1,0 +1,125 @@
+"""audit.frozen, audit.rates and audit.restored in a test suite: what they let pass, and with what table they fail."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tljax import audit
+from tljax.types import InputError
+
+PARAMS = {"body": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)}, "head": {"kernel": jnp.ones((4, 2))}}
+MASK = {"body": {"kernel": False, "bias": False}, "head": {"kernel": True}}
+BATCH = {"x": jnp.ones((5, 3)), "y": jnp.zeros((5, 2))}
+
+
+def loss(params, batch):
+    hidden = jnp.tanh(batch["x"] @ params["body"]["kernel"] + params["body"]["bias"][None])
+    return jnp.mean((hidden @ params["head"]["kernel"] - batch["y"]) ** 2)
+
+
+def descend(frozen=lambda params, gradients: params):
+    """A step of the head; `frozen` makes the new body of the old one and its gradient."""
+
+    def step(params, batch):
+        gradients = jax.grad(loss)(params, batch)
+        head = jax.tree.map(lambda leaf, g: leaf - 0.1 * g, params["head"], gradients["head"])
+        return {"body": frozen(params["body"], gradients["body"]), "head": head}
+
+    return step
+
+
+def with_optax(tx):
+    def step(state, batch):
+        gradients = jax.grad(loss)(state["params"], batch)
+        updates, opt_state = tx.update(gradients, state["opt_state"], state["params"])
+        return {"params": optax.apply_updates(state["params"], updates), "opt_state": opt_state}
+
+    return step, {"params": PARAMS, "opt_state": tx.init(PARAMS)}
+
+
+def table(*arguments, of=audit.frozen, **options):
+    """The table of the AssertionError that a call raises."""
+    with pytest.raises(AssertionError) as caught:
+        of(*arguments, **options)
+    return str(caught.value)
+
+
+def test_what_is_proved_passes_and_is_reported():
+    report = audit.frozen(descend(), PARAMS, BATCH, MASK)
+    assert {finding.path for finding in report.of("frozen", "proved")} == {"body/bias", "body/kernel"}
+    assert {finding.grade for finding in report.of("frozen")} == {"identical"}
+
+
+def test_a_frozen_leaf_that_moves_fails_with_its_line():
+    tx = optax.chain(optax.adam(0.1), optax.add_decayed_weights(-0.1))
+    text = table(*with_optax(tx), BATCH, MASK, leaks=True)
+    head, *rows = text.splitlines()
+    assert head == "step does not leave alone what the mask freezes:"
+    assert [row.split()[:3] for row in rows[1:3]] == [
+        ["refuted", "frozen", path] for path in ("body/bias", "body/kernel")
+    ]
+    assert "test_audit_assertions.py:" in rows[1] and "head/kernel" not in text
+
+
+@pytest.mark.parametrize(
+    ("grade", "frozen"),
+    [
+        ("identical", lambda params, gradients: params),
+        ("equal", lambda params, gradients: jax.tree.map(lambda leaf: leaf + 0.0, params)),
+        ("equal if finite", lambda params, gradients: jax.tree.map(lambda leaf, g: leaf + 0 * g, params, gradients)),
+    ],
+)
+def test_a_proof_in_a_lower_grade_than_asked_fails(grade, frozen):
+    grades = ("identical", "equal", "equal if finite")
+    for at_least in grades:
+        call = (descend(frozen), PARAMS, BATCH, MASK)
+        if grades.index(grade) <= grades.index(at_least):
+            audit.frozen(*call, at_least=at_least, leaks=True)
+        else:
+            assert f"proved  frozen  body/bias    {grade}:" in table(*call, at_least=at_least, leaks=True)
+
+
+def through_the_host(params, gradients):
+    shape = jax.ShapeDtypeStruct(params["bias"].shape, params["bias"].dtype)
+    return {**params, "bias": jax.pure_callback(lambda x: np.asarray(x), shape, params["bias"])}
+
+
+def test_what_is_not_decided_fails_unless_it_is_named():
+    call = (descend(through_the_host), PARAMS, BATCH, MASK)
+    text = table(*call)
+    assert "not decided  frozen  body/bias" in text and "pure_callback" in text and "body/kernel" not in text
+    report = audit.frozen(*call, undecided="**/bias")
+    assert report.undecided
+    assert "body/bias" in table(*call, undecided=["**/kernel"])
+    with pytest.raises(InputError, match="`undecided=\\*\\*/kernels` matches no leaf"):
+        audit.frozen(*call, undecided=["**/kernels"])
+
+
+def test_a_refuted_leaf_is_not_accepted_as_undecided():
+    moved = descend(lambda params, gradients: jax.tree.map(lambda leaf: leaf * 0.9, params))
+    assert "refuted  frozen  body/bias" in table(moved, PARAMS, BATCH, MASK, undecided="**")
+
+
+def test_a_load_that_loaded_nothing_fails():
+    fresh = jax.tree.map(lambda leaf: leaf * 0.5, PARAMS)
+    loaded = {**fresh, "body": PARAMS["body"]}
+    audit.restored(PARAMS, loaded, ["body/**"], fresh=fresh)
+    text = table(PARAMS, fresh, ["body/**"], fresh=fresh, of=audit.restored)
+    assert "refuted  restored  body/kernel  has its fresh value" in text and "head" not in text.split("note")[0]
+
+
+def test_a_grade_that_is_none_is_refused():
+    with pytest.raises(InputError, match="at_least=same: it is one of 'identical', 'equal', 'equal if finite'"):
+        audit.frozen(descend(), PARAMS, BATCH, MASK, at_least="same")
+
+
+def test_a_table_of_many_rows_is_cut():
+    params = {f"w_{i}": jnp.ones(()) for i in range(70)} | {"head": jnp.ones(())}
+
+    def step(params, batch):
+        return {name: leaf * 0.5 + batch for name, leaf in params.items()}
+
+    text = table(step, params, jnp.ones(()), {name: name == "head" for name in params})
+    assert text.endswith("\nand 80 more") and text.count("\n") < 66

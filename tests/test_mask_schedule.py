@@ -1,0 +1,175 @@
+"""Masks that move: a schedule inside the compiled step."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tljax import masks, models, optimizer, paths, train
+from tljax.audit import fits, problems
+from tljax.strategies import gradual_unfreeze, lp_ft
+from tljax.train import vectorize
+from tljax.types import Context, MaskSchedule, Params, Phase, PhaseRule
+
+STEPS = 100
+STAGES = ("hidden_0", "hidden_1", "head")
+
+
+def no_memory(params: Params, key: Any) -> tuple[()]:
+    return ()
+
+
+def since(memory: Any, seen: Any, *, starts: tuple[int, ...]) -> Any:
+    """A group is on from its start on."""
+    return jax.tree.map(lambda group: seen.step >= starts[group], seen.groups), memory
+
+
+def as_schedule(params: Params, phases: Sequence[Phase], off: str = "dropped") -> tuple[MaskSchedule, list[int]]:
+    """(Phases that free more and more, as one schedule; the steps at which they begin)."""
+    starts = [round(phase.start * STEPS) for phase in phases]
+    trains = [masks.static(params, phase.mask) for phase in phases]
+    groups = jax.tree.map(lambda *each: each.index(True), *trains)
+    choose = functools.partial(since, starts=tuple(starts))
+    return MaskSchedule(no_memory, choose, trains[-1], groups=groups, off=off), starts
+
+
+def network(dtype: Any) -> tuple[Params, Callable[[Params], jax.Array]]:
+    model = models.build("mlp", 3, hidden=(5, 4), activation="relu")
+    images = jax.random.normal(jax.random.key(1), (12, 6), dtype)
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), models.init(model, jax.random.key(0), (6,)))
+    targets = jax.nn.one_hot(jnp.arange(12) % 3, 3, dtype=dtype)
+    return params, lambda params: optax.softmax_cross_entropy(models.apply(model, params, images), targets).mean()
+
+
+def by_phases(
+    tx: Any, params: Params, loss: Callable[[Params], jax.Array], phases: Sequence[Phase], starts: Sequence[int]
+) -> Params:
+    history: list[Any] = []
+    state: Any = None
+    for phase, start, end in zip(phases, starts, [*starts[1:], STEPS], strict=True):
+        before, history = (
+            (history[-1] if history else None, masks.since(*history) if history else None),
+            [
+                *history,
+                phase.mask,
+            ],
+        )
+        after = phase.mask, masks.since(*history)
+        under = optimizer.masked(tx, *after)
+        state = under.init(params) if state is None else optimizer.carry(tx, before, after, state, params)
+
+        def step(_: Any, carry: Any, mask: Any = phase.mask, under: Any = under) -> Any:
+            params, state = carry
+            trained, frozen = masks.split(params, mask)
+            gradients = jax.grad(lambda trained: loss(masks.join(trained, frozen)))(trained)
+            updates, state = under.update(gradients, state, params)
+            return optimizer.apply(params, updates, mask), state
+
+        params, state = jax.jit(lambda carry, n=end - start, step=step: jax.lax.fori_loop(0, n, step, carry))(
+            (params, state)
+        )
+    return params
+
+
+class Loop:
+    """A loop of one's own under a schedule, which counts how often its step is traced."""
+
+    def __init__(self, tx: Any, schedule: MaskSchedule, loss: Callable[[Params], jax.Array]) -> None:
+        self.tx, self.loss, self.traced = optimizer.scheduled(tx, schedule), loss, 0
+        self.step = jax.jit(self._step)
+
+    def _step(self, params: Params, state: Any) -> Any:
+        self.traced += 1
+        loss, gradients = jax.value_and_grad(self.loss)(params)
+        updates, state = self.tx.update(gradients, state, params, loss=loss)
+        return optimizer.apply(params, updates, state.mask), state
+
+    def run(self, params: Params, steps: int = STEPS, state: Any = None) -> list[Any]:
+        """The parameters and the state before the first step and after each."""
+        seen = [(params, self.tx.init(params) if state is None else state)]
+        for _ in range(steps):
+            seen.append(self.step(*seen[-1]))
+        return seen
+
+
+OPTIMIZERS = {
+    "momentum": optax.sgd(0.1, 0.9),
+    "adam": optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2, weight_decay=0.1)),
+    "steps": optax.MultiSteps(
+        optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(1e-2)), 4
+    ).gradient_transformation(),
+}
+ALL = [
+    pytest.param(*each, marks=() if each == ("adam", lp_ft) else pytest.mark.slow)
+    for each in ((name, strategy) for name in OPTIMIZERS for strategy in (lp_ft, gradual_unfreeze))
+]
+
+
+@pytest.mark.parametrize(("name", "strategy"), ALL)
+def test_a_static_schedule_equals_phases(name: str, strategy: Any) -> None:
+    with jax.enable_x64(True):
+        params, loss = network(jnp.float64)
+        phases = strategy.strategy(params, Context(stages=STAGES))
+        schedule, starts = as_schedule(params, phases)
+        loop = Loop(OPTIMIZERS[name], schedule, loss)
+        seen = loop.run(params)
+        expected = by_phases(OPTIMIZERS[name], params, loss, phases, starts)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12), seen[-1][0], expected)
+        assert loop.traced == 1
+        for (path, group), before, after in zip(
+            paths.items(schedule.groups), *(jax.tree.leaves(seen[i][0]) for i in (0, starts[1])), strict=True
+        ):
+            assert group == 0 or np.asarray(before).tobytes() == np.asarray(after).tobytes(), path
+        counts = dict(paths.items(seen[-1][1].trained))
+        assert counts == {path: STEPS - starts[group] for path, group in paths.items(schedule.groups)}
+
+
+def trial(params: Params, phases: Sequence[Any], rules: Sequence[PhaseRule] = (), seed: int = 0) -> train.Fit:
+    order = np.arange(STEPS * problems.BATCH, dtype=np.int32).reshape(STEPS, problems.BATCH) % problems.EXAMPLES
+    numbers = {**fits.NUMBERS, "label_smoothing": 0.0}
+    rates, key = np.full(STEPS, 0.01, np.float32), jax.random.key(seed)
+    return train.Fit(
+        params,
+        tuple(phases),
+        lambda start, stop: order[start:stop],
+        rates,
+        fits._WEIGHTS,
+        numbers,
+        key,
+        rules=tuple(rules),
+    )
+
+
+def final(spec: train.Spec, of_fits: Sequence[train.Fit], ends: Sequence[int] = (40, STEPS), **further: Any) -> Any:
+    data = problems.data((2, 2, 1))
+    *_, (state, _) = train.fit(spec, of_fits, data, list(ends), **further)
+    return state
+
+
+def test_the_trainer_compiles_a_schedule_once_and_equals_phases() -> None:
+    model = models.build("mlp", 8, hidden=(6,), activation="relu")
+    params = models.init(model, jax.random.key(0), (2, 2, 1))
+    spec = fits.program(model, None)
+    phases = lp_ft.strategy(params, Context(stages=("hidden_0", "head")), start=0.4)
+    schedule, starts = as_schedule(params, phases)
+    by_mask = final(spec, [trial(params, zip(starts, (phase.mask for phase in phases), strict=True))])
+    moving, before = (
+        trial(params, [(0, schedule.scope)], [PhaseRule(schedule=schedule)]),
+        vectorize.segment._cache_size(),
+    )
+    states = [state for state, _ in train.fit(spec, [moving], problems.data((2, 2, 1)), [20, STEPS])]
+    assert vectorize.segment._cache_size() == before + 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), states[-1].params, by_mask.params)
+    whole = jax.tree.map(np.asarray, states[-1])
+    half = next(train.fit(spec, [moving], problems.data((2, 2, 1)), [20, STEPS]))[0]
+    for leaf, start in zip(jax.tree.leaves(half.params["hidden_0"]), jax.tree.leaves(params["hidden_0"]), strict=True):
+        assert np.asarray(leaf[0]).tobytes() == np.asarray(start).tobytes()
+    on_host = jax.tree.map(np.asarray, half._replace(fits=half.fits, masks=half.masks))
+    resumed = final(spec, [moving], (20, STEPS), states=[on_host])
+    for a, b in zip(jax.tree.leaves(resumed[:3]), jax.tree.leaves(whole[:3]), strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

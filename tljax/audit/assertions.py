@@ -1,0 +1,96 @@
+"""The audit for a test suite: each function raises AssertionError with the table of what does not hold.
+
+What is not proved is not proved: a leaf that was not decided fails a test too, and its row says which operation stopped
+the proof. A test that knows of one accepts it by its path, `undecided="scan_body/**"`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tljax import paths
+from tljax.audit import restores, steps
+from tljax.audit.report import GRADES, Claim, Finding, Grade, Report, broken
+from tljax.types import InputError, Mask, Params
+
+
+def frozen(
+    step: Callable[..., Any],
+    state: Any,
+    batch: Any,
+    mask: Mask,
+    at_least: Grade = "equal",
+    leaks: bool = False,
+    *,
+    undecided: str | Iterable[str] = (),
+    **of_step: Any,
+) -> Report:
+    """The report of `audit.step`, once every leaf that the mask freezes is proved to stay.
+
+    Raises AssertionError where one changes, is proved in a lower grade than `at_least`, or is not decided and matches
+    no glob of `undecided`; and, unless `leaks`, where the update of a trained leaf depends on the gradient of a frozen
+    one, or may. `of_step` are `params` and `loss`, as `audit.step` has them. Raises InputError for a grade that is
+    none, a glob that matches nothing, and as `audit.step` does.
+    """
+    if at_least not in GRADES[:-1]:
+        raise InputError(f"it is one of {', '.join(map(repr, GRADES[:-1]))}", field="at_least", value=at_least)
+    report = steps.step(step, state, batch, mask, **of_step)
+    claims: tuple[Claim, ...] = ("frozen",) if leaks else ("frozen", "unseen")
+    return _require(report, broken(report, claims, at_least), undecided, "does not leave alone what the mask freezes")
+
+
+def rates(
+    step: Callable[..., Any], state: Any, batch: Any, mask: Mask, *, undecided: str | Iterable[str] = (), **of_step: Any
+) -> Report:
+    """The report of `audit.step`, once every trained leaf is proved to move by the rate that the mask gives it.
+
+    Raises AssertionError where a rate has no effect, or another one, or was not decided. Else as `frozen`.
+    """
+    report = steps.step(step, state, batch, mask, **of_step)
+    return _require(report, broken(report, ("rate",)), undecided, "does not move its leaves by their rates")
+
+
+def restored(
+    before: Params | str | Path,
+    after: Params,
+    plan: restores.Plan = None,
+    *,
+    dtype: Any = None,
+    fresh: Params | None = None,
+) -> Report:
+    """The report of `restores.restore`, once every leaf that the plan restores has come.
+
+    Raises AssertionError where one did not come, or a kept one has another value than in `fresh`. The arguments, and
+    the InputErrors, are those of `restores.restore`.
+
+    >>> weights = {"body": [0.5, 1.5], "head": [1.0]}
+    >>> len(restored(weights, {"body": [0.5, 1.5], "head": [3.0]}, ["body/**"]).of("restored", "proved"))
+    2
+    """
+    report = restores.restore(before, after, plan, dtype=dtype, fresh=fresh)
+    return _require(report, broken(report, ("restored", "frozen")), (), "did not restore what its plan says")
+
+
+MOST_ROWS = 60
+"""The rows of a table that an AssertionError has: a model may have thousands of leaves."""
+
+
+def _require(report: Report, findings: Sequence[Finding], undecided: str | Iterable[str], what: str) -> Report:
+    """The report. Raises AssertionError with the findings, but for those not decided whose paths are accepted."""
+    patterns = [undecided] if isinstance(undecided, str) else list(undecided)
+    named = dict.fromkeys(finding.path for finding in report.findings)
+    for pattern in patterns:
+        if not any(map(paths.glob(pattern), named)):
+            raise InputError(f"`undecided={pattern}` matches no leaf: the leaves are {paths.some(list(named))}")
+    accepted = [paths.glob(pattern) for pattern in patterns]
+    findings = [
+        finding
+        for finding in findings
+        if finding.verdict != "not decided" or not any(accepts(finding.path) for accepts in accepted)
+    ]
+    if not findings:
+        return report
+    shown = replace(report, findings=tuple(findings[:MOST_ROWS]))
+    more = f"\nand {len(findings) - MOST_ROWS} more" if len(findings) > MOST_ROWS else ""
+    raise AssertionError(f"{report.subject} {what}:\n{shown.table()}{more}")

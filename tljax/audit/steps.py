@@ -1,0 +1,634 @@
+"""`audit.step` and `audit.optimizer`: what a training step does to each leaf, proved from its traced program."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tljax import masks, paths, plugins
+from tljax.audit import cotangents, idle, leaks, numbers, program, tracing
+from tljax.audit.program import CONSTANT, Piece, Value
+from tljax.audit.report import GRADES, Claim, Finding, Report
+from tljax.types import InputError, Mask, Params
+
+
+def step(
+    step: Callable[..., Any],
+    state: Any,
+    batch: Any,
+    mask: Mask,
+    *,
+    params: Callable[[Any], Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+) -> Report:
+    """What a training step does to each leaf under a mask, read from its program; the state's shapes suffice.
+
+    `step(state, batch)` gives the new state, or a tuple that begins with it. `params` picks the parameters out of the
+    state: by default its `params`, its first element, or the state itself. Modules of NNX may be the state: of
+    (model, optimizer), a step is called as step(model, optimizer, batch) and changes them in place. Where the state has
+    arrays, zeros of the optimizer that the step keeps 0 are taken to be 0. `loss(params, batch)` helps to tell whose
+    gradient a value is. Raises InputError if the step cannot be traced, is not pure, or changes the structure of its
+    state, and if the mask does not fit the parameters.
+
+    >>> def descend(params, batch):
+    ...     gradients = jax.grad(lambda params: ((batch @ params["w"] + params["b"]) ** 2).sum())(params)
+    ...     return {"w": params["w"] - 0.1 * gradients["w"], "b": params["b"] * 0.99}
+    >>> params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    >>> report = step(descend, params, jnp.ones((4, 3)), {"w": True, "b": False})
+    >>> [(finding.path, finding.claim, finding.verdict) for finding in report.findings]
+    [('b', 'frozen', 'refuted'), ('w', 'trains', 'proved'), ('b', 'state', 'proved')]
+    """
+    traced = tracing.trace(step, state, batch, params)
+    audit = _Audit(traced, mask, _name(step))
+    audit.labels = audit.of_gradients()
+    return audit.report()
+
+
+def optimizer(tx: optax.GradientTransformation, params: Params, mask: Mask) -> Report:
+    """What an optimizer does to each leaf under a mask, for any gradients, after any number of steps from `tx.init`.
+
+    `params` are arrays or their shapes. Nothing is computed but what refutes a claim. Raises InputError if `tx` cannot
+    be traced on these parameters, and if the mask does not fit them.
+
+    >>> params = {"w": jax.ShapeDtypeStruct((2,), "float32"), "b": jax.ShapeDtypeStruct((2,), "float32")}
+    >>> report = optimizer(optax.adamw(0.1), params, {"w": True, "b": False})
+    >>> [(finding.path, finding.claim) for finding in report.refuted]
+    [('b', 'frozen'), ('b', 'state')]
+    """
+    shapes = jax.tree.map(_shape, params)
+    try:
+        begun: Any = jax.make_jaxpr(tx.init)(shapes)
+        state = jax.eval_shape(tx.init, shapes)
+    except Exception as error:  # of any transformation
+        raise InputError(f"the optimizer's init fails on these parameters: {plugins.describe(error)[:300]}") from error
+
+    def step(state: Any, gradients: Any) -> Any:
+        params, state = state
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    traced = tracing.trace(step, (params, state), shapes, lambda state: state[0])
+    traced = traced._replace(paths=tuple(path.removeprefix("0/") for path in traced.paths))
+    audit = _Audit(traced, mask, _name(tx), init=(tx.init, begun))
+    return audit.report()
+
+
+def _name(function: Callable[..., Any]) -> str:
+    update = getattr(function, "update", None)  # of an optimizer: the function that made it
+    if callable(update):
+        return str(getattr(update, "__qualname__", type(function).__name__)).partition(".")[0]
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+_STEP = 1 << 10
+"""What a counter may grow by in a step."""
+
+
+class _Assumed(NamedTuple):
+    """What is assumed of leaves of the state, by their places."""
+
+    zeros: dict[int, tuple[Any, int]]
+    """Where they are 0 (True or a bool array), and how surely."""
+    bounds: dict[int, tuple[float, float]]
+    """Between which numbers they are."""
+
+
+@dataclass
+class _Leaf:
+    """A leaf of the parameters, and what the mask says of it."""
+
+    path: str
+    place: int
+    """Among the leaves of the state."""
+    trains: bool | np.ndarray
+    """Whether it trains, or which of its elements do."""
+    number: int
+
+    @property
+    def partly(self) -> bool:
+        return isinstance(self.trains, np.ndarray)
+
+    @property
+    def frozen(self) -> Any:
+        """The elements that are frozen: all, none, or an array."""
+        return ~self.trains if isinstance(self.trains, np.ndarray) else not self.trains
+
+
+class _Audit:
+    """One audit of one traced step."""
+
+    def __init__(
+        self,
+        traced: tracing.Traced,
+        mask: Mask,
+        subject: str,
+        labels: Mapping[Any, Any] | None = None,
+        init: tuple[Any, Any] | None = None,
+    ) -> None:
+        """`init` of an optimizer, whose gradients are the batch: the function from parameters, and its program."""
+        self.traced, self.subject = traced, subject
+        self.avals = [var.aval for var in traced.closed.jaxpr.invars]
+        self.size = len(traced.paths)
+        leaves = masks.canonical(traced.params, mask)
+        self.leaves = [
+            _Leaf(path, place, _trains(m, self.avals[place].shape), number)
+            for number, (place, (path, m)) in enumerate(zip(traced.positions, paths.items(leaves), strict=True))
+        ]
+        self.by_place = {leaf.place: leaf for leaf in self.leaves}
+        self.owner = {place: self._owner(place) for place in range(self.size) if place not in self.by_place}
+        self.batch = 1 << (2 * self.size)
+        first = 2 * self.size + 1
+        self.gradient = {
+            leaf.number: (1 << (first + 3 * i), 1 << (first + 3 * i + 1)) for i, leaf in enumerate(self.leaves)
+        }
+        """The labels of a leaf's gradient: that of elements that train, and that of frozen ones."""
+        self.perhaps = {leaf.number: 1 << (first + 3 * i + 2) for i, leaf in enumerate(self.leaves)}
+        """The label of what may be a leaf's gradient, or another's."""
+        self.labels = dict(labels or {})
+        self.init = init
+        self.notes = list(traced.notes)
+        self.roles: dict[tuple[int, ...], cotangents.Cotangent] = {}
+        self.without_finite: program.Reading | None = None
+
+    def _owner(self, place: int) -> _Leaf | None:
+        """The parameter whose path ends the path of a leaf of the state, if there is one: the longest."""
+        path = self.traced.paths[place]
+        owners = [leaf for leaf in self.leaves if path.endswith("/" + leaf.path)]
+        return max(owners, key=lambda leaf: len(leaf.path), default=None)
+
+    # Reading.
+
+    def of_gradients(self) -> dict[tuple[int, ...], program.Label]:
+        """The labels of the places where the program reads a gradient of parameters."""
+        by_path = {leaf.path: leaf for leaf in self.leaves}
+        places = {leaf.place: leaf.path for leaf in self.leaves}
+        self.roles = cotangents.cotangents(self.traced.closed, places)
+        return {
+            place: self._label([by_path[path] for path in role.leaves], role.assigned)
+            for place, role in self.roles.items()
+        }
+
+    def _label(self, leaves: Sequence[_Leaf], assigned: bool) -> program.Label:
+        if not assigned:
+            return program.Label(sum(self.perhaps[leaf.number] for leaf in leaves))
+        if any(leaf.trains is True for leaf in leaves):  # what a trained leaf shares is its own gradient
+            leaves = [leaf for leaf in leaves if leaf.trains is True]
+        if len(leaves) == 1 and leaves[0].partly:
+            return program.Label(
+                self.gradient[leaves[0].number][0], leaves[0].frozen, self.gradient[leaves[0].number][1]
+            )
+        bits = 0
+        for leaf in leaves:
+            trained, frozen = self.gradient[leaf.number]
+            bits |= trained | frozen if leaf.partly else trained if leaf.trains is True else frozen
+        return program.Label(bits)
+
+    def inputs(self, assumed: "_Assumed") -> list[Value]:
+        """The values of the inputs, where this is assumed of leaves of the state."""
+        values = []
+        for place, aval in enumerate(self.avals):
+            if place >= self.size and self.init is None:
+                values.append(program.whole(place, self.batch))
+                continue
+            if place >= self.size:  # the gradients are in the order of the parameters
+                leaf = self.leaves[place - self.size]
+                mine = self.gradient[leaf.number]
+                whole = program.whole(place, mine[0] if leaf.trains is True else mine[1])
+                values.append(program.parts(place, leaf.frozen, mine) if leaf.partly else whole)
+                continue
+            owner = self.by_place.get(place) or self.owner.get(place)
+            if owner is not None and owner.partly and owner.frozen.shape == tuple(aval.shape):
+                value = program.parts(place, owner.frozen, (1 << (2 * place), 1 << (2 * place + 1)))
+            else:
+                value = program.whole(place, 1 << (2 * place))
+            if place in assumed.bounds:
+                value = program.bounded(value, *assumed.bounds[place])
+            if place in assumed.zeros:
+                where, grade = assumed.zeros[place]
+                value = program.zeros(value, where, aval.dtype, grade)
+            values.append(value)
+        return values
+
+    def read(self, assumed: "_Assumed", cut: tuple[str, ...] = ()) -> program.Reading:
+        """Read the program; the labels of gradients do not pass the primitives in `cut`."""
+        names = [*self.traced.paths, *("" for _ in self.avals[self.size :])]
+        watched = self._gradients() | sum(self.perhaps.values())
+        for place, owner in [*self.owner.items(), *self.by_place.items()]:
+            if owner is not None and owner.partly:  # moments of elements that train stay apart from those that do not
+                watched |= 3 << (2 * place)
+        return program.read(
+            self.traced.closed, self.inputs(assumed), names=names, labels=self.labels, watched=watched, cut=cut
+        )
+
+    def invariant(self, assumed: "_Assumed") -> tuple[program.Reading, "_Assumed"]:
+        """The reading under all that the step keeps, of what holds of the state with which it begins.
+
+        Assume all, drop what the step does not give again, and repeat (Flanagan and Leino 2001, "Houdini").
+        """
+        while True:
+            reading = self.read(assumed)
+            kept = _Assumed({}, {})
+            for place, (where, grade) in assumed.zeros.items():
+                holds = self._still_zero(reading.outputs[place], where, self.avals[place].shape)
+                if holds[0] is not False:
+                    kept.zeros[place] = (holds[0], max(grade, holds[1]))
+            for place, bounds in assumed.bounds.items():
+                if self._still_within(reading.outputs[place], place, bounds):
+                    kept.bounds[place] = bounds
+            if kept.bounds == assumed.bounds and all(
+                place in kept.zeros and kept.zeros[place][1] == grade and np.array_equal(kept.zeros[place][0], where)
+                for place, (where, grade) in assumed.zeros.items()
+            ):
+                return reading, assumed
+            assumed = kept
+
+    def _still_zero(self, value: Value, where: Any, shape: Sequence[int]) -> tuple[Any, int]:
+        """Where the elements that `where` chooses are 0 in the next state, and how surely."""
+        still = [n for n, piece in enumerate(value.pieces) if program.is_zero(piece) and not piece.condition]
+        grade = max([value.pieces[number].grade for number in still], default=0)
+        if value.selector is None:
+            return (where if still else False), grade
+        holds = np.isin(value.selector, still) & np.broadcast_to(where, tuple(shape))
+        return (True if holds.all() else holds if holds.any() else False), grade
+
+    def _still_within(self, value: Value, place: int, bounds: tuple[float, float]) -> bool:
+        """Whether a number of the next state is between the bounds, or above them by no more than a counter's step."""
+        if all(piece.content == place and not piece.condition for piece in value.pieces):
+            return True
+        extent = program.extent(value)
+        step = _STEP if jax.dtypes.issubdtype(self.avals[place].dtype, np.integer) else 0
+        return extent is not None and bounds[0] <= extent[0] and extent[1] <= bounds[1] + step
+
+    def given(self) -> "_Assumed":
+        """What holds of the state that is given, of what is no parameter: zeros, and counters that are not negative.
+
+        A counter is taken to stay below 2^30, which it does for a million steps.
+        """
+        assumed = _Assumed({}, {})
+        if self.init is not None:
+            closed = self.init[1]
+            params = [program.whole(number, 0) for number in range(len(self.leaves))]
+            state = [place for place in range(self.size) if place not in self.by_place]
+            begun: list[Any] = [
+                value.pieces[0].constant
+                if all(piece.content == CONSTANT and not piece.grade for piece in value.pieces)
+                else None
+                for value in program.read(closed, params).outputs
+            ]
+            numbers = dict(zip(state, begun, strict=True))
+        else:
+            numbers = {
+                place: leaf
+                for place, leaf in enumerate(self.traced.leaves[: self.size])
+                if place not in self.by_place and not isinstance(leaf, jax.ShapeDtypeStruct)
+            }
+        for place, leaf in numbers.items():
+            dtype = self.avals[place].dtype
+            if leaf is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended) or dtype == np.bool_:
+                continue
+            if self.avals[place].size and (where := _where_zero(leaf)) is not False:
+                assumed.zeros[place] = (where, program.EQUAL)
+            if self.avals[place].size == 1 and not jax.dtypes.issubdtype(dtype, np.complexfloating):
+                number = float(np.asarray(leaf).reshape(()))
+                if jax.dtypes.issubdtype(dtype, np.integer) and 0 <= number < 1 << 20 and jnp.iinfo(dtype).bits >= 32:
+                    assumed.bounds[place] = (0.0, float(1 << 30))
+                elif jax.dtypes.issubdtype(dtype, np.floating) and math.isfinite(number):
+                    assumed.bounds[place] = (min(number, 0.0) - 1, max(number, 0.0) + 1)
+        return assumed
+
+    # Deciding.
+
+    def report(self) -> Report:
+        try:
+            reading, assumed = self.invariant(self.given())
+        except program.Stop as stop:
+            claims: list[tuple[_Leaf, Claim]] = [(leaf, "trains") for leaf in self.leaves if leaf.trains is not False]
+            claims += [(leaf, "frozen") for leaf in self.leaves if _any(leaf.frozen)]
+            undecided = [Finding(leaf.path, claim, "not decided", str(stop)) for leaf, claim in claims]
+            return Report(self.subject, tuple(undecided), (*self.notes, str(stop)))
+        self.reading, self.assumed = reading, assumed
+        self.notes += reading.notes
+        self.reach = self._reach()
+        self.unexplained = self._unexplained()
+        findings = []
+        moved: dict[int, Any] = {}
+        for leaf in self.leaves:
+            if _any(leaf.frozen) and self._worst(leaf) is not None:
+                moved[leaf.place] = leaf.frozen
+        shown = self._shown(moved)
+        for leaf in self.leaves:
+            if leaf.trains is not False:
+                findings.append(self.trains(leaf))
+            if _any(leaf.frozen):
+                findings.append(self.frozen(leaf, shown.get(leaf.place)))
+        findings += [self.unseen(leaf) for leaf in self.leaves if _any(leaf.frozen)]
+        findings += [self.state(leaf) for leaf in self.leaves if leaf.trains is False]
+        if self.init is None:
+            findings += self.idle()
+        return Report(self.subject, tuple(findings), tuple(dict.fromkeys(self.notes)))
+
+    def _shown(self, moved: Mapping[int, Any]) -> dict[int, numbers.Shown]:
+        if not moved:
+            return {}
+        if not numbers.fits(self.avals):
+            self.notes.append("the step is not run: its state and batch are too large")
+            return {}
+        try:
+            return numbers.changes(
+                self.traced.closed,
+                self.traced.leaves,
+                moved,
+                self.traced.positions,
+                self.size,
+                None if self.init is None else self._begun,
+            )
+        except Exception as error:  # a step that can be traced need not run: on these devices, on drawn numbers
+            self.notes.append(f"the step does not run on these numbers: {plugins.describe(error)[:200]}")
+            return {}
+
+    def _begun(self, params: Sequence[Any]) -> list[Any]:
+        """The leaves of an optimizer's state on numbers for its parameters."""
+        assert self.init is not None
+        state = self.init[0](jax.tree.unflatten(jax.tree.structure(self.traced.params), params))
+        return jax.tree.leaves(state)
+
+    def pieces(self, place: int, where: Any) -> list[tuple[int, Piece]]:
+        """The pieces, with their numbers, of a new leaf's elements that `where` chooses."""
+        value = self.reading.outputs[place]
+        if value.selector is None:
+            return [(0, value.pieces[0])]
+        occurring = np.unique(value.selector if where is True else value.selector[where])
+        return [(int(number), value.pieces[number]) for number in occurring]
+
+    def keeps(self, leaf: _Leaf, number: int, piece: Piece) -> bool:
+        """Whether the elements of a piece are those of the same leaf, in their places."""
+        if piece.content != leaf.place:
+            return False
+        if piece.places is None:
+            return True
+        selector = self.reading.outputs[leaf.place].selector
+        where = np.broadcast_to(leaf.frozen, piece.places.shape)
+        return program.in_order(piece, where if selector is None else where & (selector == number))
+
+    def _worst(self, leaf: _Leaf) -> Piece | None:
+        """A piece of a frozen leaf that is not what it was, if there is one."""
+        for number, piece in self.pieces(leaf.place, leaf.frozen):
+            if not self.keeps(leaf, number, piece):
+                return piece
+        return None
+
+    def frozen(self, leaf: _Leaf, shown: numbers.Shown | None) -> Finding:
+        """The finding on whether the frozen elements of a leaf keep their values."""
+        worst = self._worst(leaf)
+        if worst is None:
+            pieces = [piece for _, piece in self.pieces(leaf.place, leaf.frozen)]
+            grade = max(piece.grade for piece in pieces)
+            condition = frozenset().union(*(piece.condition for piece in pieces))
+            return Finding(
+                leaf.path,
+                "frozen",
+                "proved",
+                _KEPT[grade] + _of_elements(leaf.frozen),
+                grade=GRADES[grade],
+                condition=f"if {' and '.join(sorted(condition))}" if condition else None,
+            )
+        source = program.line_of(worst.equation)
+        cause = self.cause(leaf, worst)
+        if shown is not None:
+            detail = f"{cause}: {shown}"
+            return Finding(leaf.path, "frozen", "refuted", detail, source=source, grade="changed")
+        return Finding(leaf.path, "frozen", "not decided", cause + self.doubt(leaf, worst), source=source)
+
+    def doubt(self, leaf: _Leaf, piece: Piece) -> str:
+        """What would decide a leaf whose program does not."""
+        unknown = [
+            self.traced.paths[place]
+            for place, owner in self.owner.items()
+            if piece.depends >> (2 * place) & 3 and isinstance(self.traced.leaves[place], jax.ShapeDtypeStruct)
+        ]
+        if unknown:
+            return f"; {paths.some(unknown, 2)} may hold anything: give the state of tx.init, whose zeros decide"
+        return "; no numbers show that it moves"
+
+    def cause(self, leaf: _Leaf, piece: Piece) -> str:
+        """What a new value that is not the old one is."""
+        if piece.content == CONSTANT:
+            return f"it is set to {piece.constant}"
+        if piece.content >= 0:
+            if piece.content == leaf.place:
+                return "its elements change places"
+            name = self.traced.paths[piece.content] if piece.content < self.size else "the batch"
+            return f"it is given the value of '{name}'"
+        operation = f"'{piece.equation.primitive.name}'" if piece.equation is not None else "an operation"
+        return f"{operation} gives a value that {self.depends(leaf, piece.depends)}"
+
+    def depends(self, leaf: _Leaf, bits: int) -> str:
+        """What a new value depends on, in words."""
+        mine = self.gradient[leaf.number]
+        names = []
+        if bits >> (2 * leaf.place) & 3:
+            names.append("itself")
+        if bits & (mine[0] | mine[1]):
+            names.append("its gradient")
+        states = [place for place, owner in self.owner.items() if bits >> (2 * place) & 3]
+        of_leaf = [place for place in states if self.owner[place] is leaf]
+        others = [self.traced.paths[place] for place in states if place not in of_leaf]
+        if of_leaf:
+            names.append(f"its optimizer state ({paths.some([self.traced.paths[place] for place in of_leaf], 2)})")
+        if others and len(names) < 2:
+            names.append(paths.some(others, 2))
+        if bits & self.batch and not bits & (mine[0] | mine[1]):
+            names.append("the batch")
+        if not names:
+            return "depends on nothing of the state"
+        alone = " alone, as decay does" if names == ["itself"] else ""
+        return f"depends on {', '.join(names)}{alone}"
+
+    def _reach(self) -> dict[int, int]:
+        """For each label of a leaf of the state that is no parameter: the gradients and batches that it follows."""
+        wanted = self.batch | self._gradients() | sum(self.perhaps.values())
+        depends: dict[int, int] = {}
+        for place, owner in self.owner.items():
+            value = self.reading.outputs[place]
+            for part, label in enumerate((2 * place, 2 * place + 1)):
+                depends[label] = value.depends
+                if owner is None or not owner.partly or value.selector is None:
+                    continue
+                if owner.frozen.shape == value.selector.shape:
+                    depends[label] = 0
+                    for _, piece in self.pieces(place, owner.frozen if part else ~owner.frozen):
+                        depends[label] |= piece.depends
+        reach = {label: bits & wanted for label, bits in depends.items()}
+        changed = True
+        while changed:
+            changed = False
+            for label, before in list(reach.items()):
+                reach[label] = before | self._through(depends[label], reach)
+                changed = changed or reach[label] != before
+        return reach
+
+    def _through(self, bits: int, reach: Mapping[int, int]) -> int:
+        """The gradients and batches on which what depends on `bits` depends through the state."""
+        result = 0
+        for label, reached in reach.items():
+            if bits >> label & 1:
+                result |= reached
+        return result
+
+    def trains(self, leaf: _Leaf) -> Finding:
+        """The finding on whether the elements of a leaf that train follow the batch."""
+        mine = self.gradient[leaf.number]
+        what = "the batch" if self.init is None else "its gradient"
+        wanted = self.batch | mine[0] | mine[1] | self.perhaps[leaf.number]
+        rows = self.pieces(leaf.place, leaf.trains)
+        dead = [
+            (number, piece)
+            for number, piece in rows
+            if not (piece.depends | self._through(piece.depends, self.reach)) & wanted
+        ]
+        if not dead:
+            return Finding(leaf.path, "trains", "proved", f"depends on {what}{_of_elements(leaf.trains)}")
+        number, piece = dead[0]
+        selector = self.reading.outputs[leaf.place].selector
+        part = ""
+        if len(dead) < len(rows) and selector is not None:
+            count = sum(int((np.broadcast_to(leaf.trains, selector.shape) & (selector == n)).sum()) for n, _ in dead)
+            part = f"{count} of its elements: "
+        if self.keeps(leaf, number, piece):
+            detail = f"{part}its new value is its old one, whatever {what} is"
+        else:
+            detail = f"{part}no dependence on {what}: {self.cause(leaf, piece)}"
+        return Finding(leaf.path, "trains", "refuted", detail, source=program.line_of(piece.equation))
+
+    def unseen(self, leaf: _Leaf) -> Finding:
+        """The finding on whether trained leaves depend on the gradient of a frozen one."""
+        bit, perhaps = self.gradient[leaf.number][1], self.perhaps[leaf.number]
+        doubtful: dict[str, None] = {}
+        for other in self.leaves:
+            if other.trains is False:
+                continue
+            for _, piece in self.pieces(other.place, other.trains):
+                bits = piece.depends | self._through(piece.depends, self.reach)
+                if bits & bit:
+                    return self.leak(leaf, other)
+                if bits & perhaps:
+                    doubtful[other.path] = None
+        if doubtful:
+            detail = f"{paths.some(list(doubtful), 2)}: a gradient on which it depends may be that of '{leaf.path}'"
+            return Finding(leaf.path, "unseen", "not decided", detail)
+        if self.unexplained:
+            detail = f"{paths.some(self.unexplained, 2)} follows the batch by no backward pass of JAX: its gradient is"
+            return Finding(leaf.path, "unseen", "not decided", f"{detail} not told from other numbers")
+        return Finding(leaf.path, "unseen", "proved", "no update of a trained leaf depends on its gradient")
+
+    def leak(self, leaf: _Leaf, other: _Leaf) -> Finding:
+        """The finding that a trained leaf depends on the gradient of a frozen one, with the operation that mixes it."""
+        bit, others = self.gradient[leaf.number][1], self._gradients() & ~self.gradient[leaf.number][1]
+        through = [place for place in range(self.size) if self.reading.outputs[place].depends & bit]
+        mixed = leaks.mixing(self.traced.closed, [other.place, *through], self.reading.meetings, bit, others)
+        if self.without_finite is None:
+            self.without_finite = self.read(self.assumed, cut=("is_finite",))
+        what = "its gradient"
+        if not any(output.depends & bit for output in self.without_finite.outputs):
+            what = "whether its gradient is finite"
+        by = f", by {leaks.operation(mixed)}" if mixed is not None else ""
+        detail = f"'{other.path}' depends on {what}{by}"
+        return Finding(leaf.path, "unseen", "refuted", detail, source=program.line_of(mixed))
+
+    def _gradients(self) -> int:
+        """The labels of all gradients."""
+        bits = 0
+        for trained, frozen in self.gradient.values():
+            bits |= trained | frozen
+        return bits
+
+    def _unexplained(self) -> list[str]:
+        """The leaves that train by the batch and by no gradient that is known as one."""
+        if self.init is not None:
+            return []
+        known = self._gradients() | sum(self.perhaps.values())
+        names = []
+        for leaf in self.leaves:
+            if leaf.trains is False:
+                continue
+            bits = 0
+            for _, piece in self.pieces(leaf.place, leaf.trains):
+                bits |= piece.depends | self._through(piece.depends, self.reach)
+            if bits & self.batch and not bits & known:
+                names.append(leaf.path)
+        return names
+
+    def idle(self) -> list[Finding]:
+        """The findings on what a step computes for nobody."""
+        reaching = 0
+        for output in self.reading.outputs:
+            reaching |= output.depends
+        unused = {
+            leaf.path
+            for leaf in self.leaves
+            if leaf.trains is False and not reaching & (self.gradient[leaf.number][1] | self.perhaps[leaf.number])
+        }
+        unread = [place for place, role in self.roles.items() if set(role.leaves) <= unused]
+        costly = sorted({path for place in unread for path in self.roles[place].leaves})
+        kept = [
+            place
+            for place, output in enumerate(self.reading.outputs)
+            if output.selector is None
+            and output.pieces[0].content == place
+            and output.pieces[0].grade == program.IDENTICAL
+            and not output.pieces[0].condition
+            and program.in_order(output.pieces[0])
+        ]
+        return idle.findings(
+            self.traced.whole, self.size, self.traced.paths, kept, set(self.traced.positions), unread, costly
+        )
+
+    def state(self, leaf: _Leaf) -> Finding:
+        """The finding on what a frozen leaf owns of the state."""
+        places = [place for place, owner in self.owner.items() if owner is leaf and self.avals[place].size > 1]
+        if not places:
+            return Finding(leaf.path, "state", "proved", "0 bytes")
+        size = sum(math.prod(self.avals[place].shape) * self.avals[place].dtype.itemsize for place in places)
+        detail = f"{size:,} bytes: {paths.some([self.traced.paths[place] for place in places], 2)}"
+        return Finding(leaf.path, "state", "refuted", detail)
+
+
+_KEPT = (
+    "its new value is its old one",
+    "its new value is its old one after an operation with a neutral number",
+    "its new value is its old one, if what is multiplied by 0 is finite",
+)
+
+
+def _shape(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+
+
+def _any(where: Any) -> bool:
+    return bool(np.any(where))
+
+
+def _of_elements(where: Any) -> str:
+    return f", {int(where.sum()):,} of {where.size:,} elements" if isinstance(where, np.ndarray) else ""
+
+
+def _trains(m: Any, shape: tuple[int, ...]) -> bool | np.ndarray:
+    """Whether a leaf of a canonical mask trains its leaf, or which elements."""
+    if isinstance(m, bool | float):
+        return bool(m)
+    where = np.broadcast_to(np.asarray(masks.chosen(m)) if hasattr(m, "indices") else np.asarray(m) != 0, shape)
+    return True if where.all() else where if where.any() else False
+
+
+def _where_zero(leaf: Any) -> Any:
+    """Where an array is 0: True for everywhere, False for nowhere, or a bool array."""
+    array = np.asarray(leaf)
+    if array.size > 1 and not any(array.strides):
+        return bool(array.reshape(-1)[0] == 0)
+    where = array == 0
+    return True if where.all() else np.asarray(where) if where.any() else False
