@@ -549,7 +549,7 @@ def _decided(before: np.ndarray, after: np.ndarray, is_trained: bool) -> tuple[V
         parts += [f"{moves.payloads:,} NaN of other bits"] * bool(moves.payloads)
         text = f"{size}, {kind}: only {' and '.join(parts) or 'the dtype'} differ"
         return "refuted" if is_trained else "proved", "equal", text
-    share = f" ({100 * moves.distance / moves.norm:.2g} % of their length)" if moves.norm else ", from 0"
+    share = f" ({_percent(moves.distance / moves.norm)} of their length)" if moves.norm else ", from 0"
     text = f"{moves.moved:,} of {size} moved, by at most {moves.largest:.3g}{share}, {kind}{nan}"
     decayed = moves.norm and moves.aside <= _ALL_BY_ONE_FACTOR * moves.distance and before.size > 1
     if decayed:
@@ -561,3 +561,12 @@ def _decided(before: np.ndarray, after: np.ndarray, is_trained: bool) -> tuple[V
     if decayed and np.count_nonzero(before) >= 8:
         return "not decided", "changed", text + " without a gradient"
     return "proved", "changed", text
+
+
+def _percent(share: float) -> str:
+    """A share in %, two digits or more.
+
+    >>> _percent(0.00123), _percent(1.4)
+    ('0.12 %', '140 %')
+    """
+    return f"{100 * share:,.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
