@@ -132,4 +132,4 @@ def test_a_table_of_many_rows_is_cut():
         return {name: leaf * 0.5 + batch for name, leaf in params.items()}
 
     text = table(step, params, jnp.ones(()), {name: name == "head" for name in params})
-    assert text.endswith("\nand 10 more") and text.count("\n") < 66
+    assert text.endswith("\nand 80 more") and text.count("\n") < 66

@@ -13,7 +13,7 @@ Loops are read until nothing changes (Kildall 1973, "A unified approach to globa
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,11 +114,12 @@ def read(
     names: Sequence[str] = (),
     labels: Labels | None = None,
     watched: int = 0,
+    cut: Collection[str] = (),
 ) -> Reading:
     """Interpret a closed jaxpr on abstract values: input number i is symbol number i (see `whole`).
 
-    `watched` are the labels, such as those of gradients, of which unknown elements of one value are told apart. Raises
-    Stop if the program holds a mutable reference, which is no value.
+    `watched` are the labels, such as those of gradients, of which unknown elements of one value are told apart; they do
+    not pass primitives in `cut`. Raises Stop if the program holds a mutable reference, which is no value.
 
     >>> closed = jax.make_jaxpr(lambda a, b: (a + 0.0, a + b, b.T.T))(1.0, np.ones((2, 3), np.float32))
     >>> outputs = read(closed, [whole(0, 1), whole(1, 2)]).outputs
@@ -129,7 +130,7 @@ def read(
         Symbol(tuple(var.aval.shape), var.aval.dtype, None, names[number] if names else "")
         for number, var in enumerate(closed.jaxpr.invars)
     ]
-    reader = _Reader(symbols, labels or {}, watched)
+    reader = _Reader(symbols, labels or {}, watched, cut)
     outputs = reader.program(closed.jaxpr, closed.consts, list(inputs), ())
     return Reading(tuple(map(reader.settled, outputs)), tuple(dict.fromkeys(reader.notes)), tuple(reader.meetings))
 
@@ -221,6 +222,11 @@ def tidy(pieces: Sequence[Piece], selector: np.ndarray | None, watched: int) -> 
     return Value(tuple(merged), selector)
 
 
+def _unwatched(value: Value, watched: int) -> Value:
+    """The value without the labels that are watched."""
+    return Value(tuple(piece._replace(depends=piece.depends & ~watched) for piece in value.pieces), value.selector)
+
+
 def _alike(a: Piece, b: Piece, watched: int) -> bool:
     if a is b:
         return True
@@ -271,10 +277,11 @@ def _size(shape: Sequence[int]) -> int:
 class _Reader:
     """Reads one program; what it holds grows as it reads."""
 
-    def __init__(self, symbols: list[Symbol], labels: Labels, watched: int) -> None:
+    def __init__(self, symbols: list[Symbol], labels: Labels, watched: int, cut: Collection[str] = ()) -> None:
         self.symbols = symbols
         self.labels = labels
         self.watched = watched
+        self.cut = cut
         self.notes: list[str] = []
         self.meetings: list[tuple[int, Any]] = []
         self.constants: dict[int, int] = {}
@@ -302,7 +309,11 @@ class _Reader:
 
         for number, equation in enumerate(jaxpr.eqns):
             values = values_of(equation.invars, number)
+            if equation.primitive.name in self.cut:
+                values = [_unwatched(value, self.watched) for value in values]
             results = self.equation(equation, values, (*path, number))
+            for result in results if self.watched else ():
+                self.meet(equation, [value.depends for value in values], result.depends)
             known.update(zip(equation.outvars, results, strict=True))
         return values_of(jaxpr.outvars, -1)
 
