@@ -41,7 +41,7 @@ def step(
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
     >>> report = step(descend, params, jnp.ones((4, 3)), {"w": True, "b": False})
     >>> [(finding.path, finding.claim, finding.verdict) for finding in report.findings]
-    [('b', 'frozen', 'refuted'), ('w', 'trains', 'proved'), ('b', 'state', 'proved')]
+    [('b', 'frozen', 'refuted'), ('w', 'trains', 'proved'), ('b', 'unseen', 'proved'), ('b', 'state', 'proved')]
     """
     traced = tracing.trace(step, state, batch, params)
     audit = _Audit(traced, mask, _name(step))
