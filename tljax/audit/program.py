@@ -1050,7 +1050,8 @@ def _bounds(piece: Piece, dtype: Any) -> _Pair | None:
 def _computed_bounds(equation: Any, pieces: Sequence[Piece]) -> _Pair | None:
     """The bounds of what an elementwise operation gives, with room for rounding; None if none are known."""
     output = equation.outvars[0].aval.dtype
-    rule = _EXTENTS.get(equation.primitive.name)
+    name, y = equation.primitive.name, equation.params.get("y")
+    rule = _whole_power(y) if name == "integer_pow" else _EXTENTS.get(name)
     if rule is None or not _number(output) or jax.dtypes.issubdtype(output, np.complexfloating):
         return None
     pairs = []
@@ -1109,11 +1110,20 @@ def _quotient(a: _Pair, b: _Pair) -> _Pair | None:
 
 
 def _power(a: _Pair, b: _Pair) -> _Pair | None:
+    if a[0] <= 0 and b[0] == b[1] >= 1 and b[0] == math.floor(b[0]) and (rule := _whole_power(int(b[0]))):
+        return rule(a)
     if a[0] <= 0 and not (a[0] == 0 and b[0] > 0):
         return None
     values = [x**y for x in a for y in b]
     # A small number's high power may be flushed to 0.
     return min(0.0, *values) if a[0] < 1 else min(values), max(values)
+
+
+def _whole_power(y: int) -> Callable[[_Pair], _Pair] | None:
+    """The bounds of integer_pow."""
+    if y < 1:
+        return None
+    return (lambda a: (_magnitude(a)[0] ** y, _magnitude(a)[1] ** y)) if y % 2 == 0 else _rising(lambda x: x**y)
 
 
 def _remainder(a: _Pair, b: _Pair) -> _Pair | None:

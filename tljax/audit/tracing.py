@@ -303,7 +303,7 @@ def _next_state(result: Any, tree: Any) -> Any:
             shared = set(paths.names(candidate)) & set(paths.names(state))
         except InputError:
             continue
-        if shared or candidate is result:
+        if shared:
             paths.same_structure(state, candidate, "the state", "what the step gives")
     raise InputError(
         "the step gives no state like the one that it is given: return the new state, alone or before all else"
