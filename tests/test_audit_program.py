@@ -149,7 +149,10 @@ BAD = {
     ),
     "other shapes": (("jnp.ones((5, 3))", "jnp.ones((5, 4))"), "cannot be traced at loop.py:11 (loss) (TypeError"),
     "one argument": (("step(params, batch)", "step(params)"), "cannot be traced (TypeError: step() takes 1"),
-    "returns the loss": ((f"return {NEW}", "return loss(params, batch)"), "are different trees"),
+    "returns the loss": (
+        (f"return {NEW}", "return loss(params, batch)"),
+        "gives no state like the one that it is given",
+    ),
     "a leaf more": ((NEW, f"{NEW} | {{'new': batch}}"), "'new' only in what the step gives"),
     "another dtype": (
         (NEW, f"jax.tree.map(jnp.bfloat16, {NEW})"),
