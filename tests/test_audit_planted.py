@@ -103,9 +103,7 @@ MISSED = {
 FALSELY_PROVED = {"both_factors_zero"}
 """Of what is read as structure, not as numbers: that a factor is zero."""
 
-UNDECIDED = {
-    "layers_of_the_first_draw": "a scan's constant arrays are not known iteration by iteration",
-}
+UNDECIDED: dict[str, str] = {}
 """Planted forms of which something is not decided, and why."""
 
 
