@@ -417,10 +417,11 @@ def _update_by_group(
     of_groups = [parts.counters(), *state.younger]
     program, shapes = jax.make_jaxpr(update, return_shape=True)(of_groups[0])
     changes, after = shapes
+    structure: Any = jax.tree.structure(gradients)
     of_changes = [
         rank for rank, slots in zip(ranks, jax.tree.leaves(changes), strict=True) for _ in jax.tree.leaves(slots)
     ]
-    after_parts, structure = _parts(gradients, after), jax.tree.structure(gradients)
+    after_parts = _parts(gradients, after)
     wanted: list[tuple[int, ...]] = [(rank,) for rank in of_changes]
     for node, kind in zip(after_parts.nodes, after_parts.kinds, strict=True):
         if kind == "moments":
@@ -454,12 +455,12 @@ def _by_group(
         if any(id(v) in varies for v in equation.invars):
             varies |= {id(v) for v in equation.outvars}
     needed: dict[int, set[int]] = {}
-    for v, groups in zip(jaxpr.outvars, wanted, strict=True):
-        needed.setdefault(id(v), set()).update(groups)
+    for v, of_output in zip(jaxpr.outvars, wanted, strict=True):
+        needed.setdefault(id(v), set()).update(of_output)
     for equation in reversed(jaxpr.eqns):
-        groups = set().union(*(needed.get(id(v), ()) for v in equation.outvars))
+        of_equation = set[int]().union(*(needed.get(id(v), ()) for v in equation.outvars))
         for v in equation.invars:
-            needed.setdefault(id(v), set()).update(groups)
+            needed.setdefault(id(v), set()).update(of_equation)
     known: dict[tuple[int, int | None], Any] = {}
 
     def value(v: Any, group: int) -> Any:
@@ -472,13 +473,13 @@ def _by_group(
     for group, of_group in enumerate(arguments):
         known |= {(id(v), group): argument for v, argument in zip(jaxpr.invars, of_group, strict=True)}
     for equation in jaxpr.eqns:
-        groups = sorted(set().union(*(needed.get(id(v), ()) for v in equation.outvars)))
+        groups = sorted(set[int]().union(*(needed.get(id(v), ()) for v in equation.outvars)))
         own = any(id(v) in varies for v in equation.invars)
         for group in groups if own else groups[:1]:
             results = _evaluated(jaxpr, equation, [value(v, group) for v in equation.invars])
             for v, result in zip(equation.outvars, results, strict=True):
                 known[id(v), group if own else None] = result
-    return [{group: value(v, group) for group in groups} for v, groups in zip(jaxpr.outvars, wanted, strict=True)]
+    return [{group: value(v, group) for group in of_output} for v, of_output in zip(jaxpr.outvars, wanted, strict=True)]
 
 
 def _evaluated(jaxpr: Any, equation: Any, inputs: Sequence[Any]) -> list[Any]:
@@ -989,9 +990,9 @@ class _Under:
             freed = Gathered(jax.tree.unflatten(structure, own), tuple(of_slot))
             mask = Gathered(scope, (scope,) * self.layout.slots)
             self.count = len(owners) + self.layout.slots
-            shape = jax.eval_shape(lambda: gather(jax.tree.map(jnp.asarray, trained), self.layout, self.empty))
             number = dict(paths.items(freed))
-            self.of_groups = [number[name] for name in paths.names(shape)]
+            shapes = jax.eval_shape(lambda: self.gathered(jax.tree.map(jnp.asarray, trained), self.empty))
+            self.of_groups = [number[name] for name in paths.names(shapes)]
         else:
             freed = jax.tree.unflatten(jax.tree.structure(trained), ranks)
         several = self.count > 1
@@ -1225,7 +1226,9 @@ def _on(name: str, m: Any, leaf: Any, of_scope: Any) -> Any:
     if not fits:
         shapes = f"{list(np.shape(m))} at '{name}', which does not broadcast to {list(jnp.shape(leaf))}"
         raise InputError(f"the schedule's choose gives an array of shape {shapes}")
-    return m & _nonzero(of_scope) if masks.selects(of_scope) else m
+    if masks.selects(of_scope):
+        m = jnp.broadcast_to(m, jnp.shape(leaf)) & jnp.broadcast_to(_nonzero(of_scope), jnp.shape(leaf))
+    return jnp.reshape(m, (1,) * (jnp.ndim(leaf) - np.ndim(m)) + np.shape(m)) if np.ndim(m) else m
 
 
 def _require_form(before: Any, after: Any) -> None:

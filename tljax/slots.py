@@ -67,7 +67,7 @@ def assign(before: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
     [[2, 1], 0]
     """
     stays = (before >= 0) & on[before]
-    is_new = on & ~jnp.any((jnp.arange(on.size) == before[:, None]) & stays[:, None], axis=0)
+    is_new = on & ~jnp.any((jnp.arange(on.size)[None] == before[:, None]) & stays[:, None], axis=0)
     new = jnp.argsort(~is_new, stable=True)
     turn = jnp.cumsum(~stays) - 1
     count = jnp.sum(is_new, dtype=jnp.int32)
