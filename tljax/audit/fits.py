@@ -120,11 +120,13 @@ def read(fitted: Fitted, phase: int, shape: tuple[int, ...], model_state: ModelS
     rate, number = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     shapes = jax.eval_shape(lambda: params)
     state = jax.eval_shape(lambda tree, rate: transformation(spec, hyper, rate).init(tree), shapes, rate)
-    batch = Batch(
-        jax.ShapeDtypeStruct((problems.BATCH, *shape), jnp.uint8),
-        jax.ShapeDtypeStruct((problems.BATCH,), jnp.int32),
-        jax.ShapeDtypeStruct((problems.BATCH,), jnp.float32),
+    shapes_of_batch = (
+        ((problems.BATCH, *shape), jnp.uint8),
+        ((problems.BATCH,), jnp.int32),
+        ((problems.BATCH,), jnp.float32),
     )
+    specs: Any = [jax.ShapeDtypeStruct(*pair) for pair in shapes_of_batch]
+    batch = Batch(*specs)
     of_model = jax.eval_shape(lambda: model_state or {})
     inputs = (batch, rate, number, (hyper.weights, hyper.numbers, hyper.key))
     return steps.step(step, (shapes, state, of_model), inputs, mask, params=lambda state: state[0])
