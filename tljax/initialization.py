@@ -245,7 +245,7 @@ def _finished(
     name: str,
     call: Callable[..., Any],
     params: Params,
-    began: Sequence[Params] = (),
+    began: Sequence[Params] | None = None,
     count: int = 1,
 ) -> dict[str, Params]:
     """What a strategy's `finish` makes of the parameters after training, and of those with which its phases after the
@@ -254,7 +254,7 @@ def _finished(
     trees = (writable(jax.tree.map(jnp.asarray, tree)) for tree in (params, start))
     taken = plugins.taken(method.finish, options)
     if plugins.takes(method.finish, "phases"):
-        began = began or [start] * (count - 1)
+        began = [start] * (count - 1) if began is None else began
         taken["phases"] = tuple(writable(jax.tree.map(jnp.asarray, tree)) for tree in (start, *began))
     answer = call("finish", method.finish, *trees, shown(context), **taken)
     if not isinstance(answer, dict) or not answer:
