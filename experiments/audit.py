@@ -17,6 +17,7 @@ from experiments import run_program
 if __name__ == "__main__":  # before the other imports, so that a failure in them is reported in one line
     run_program(__file__)
 
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -137,11 +138,20 @@ def _of_step(text: str) -> "Report":
         raise InputError(f"{what}: {_called(make)}() fails: {plugins.describe(error, make)}") from error
     arguments = _arguments(what, _called(make), made)
     try:
-        return audit.step(**arguments)
+        report = audit.step(**arguments)
     except InputError as error:
-        raise InputError(f"{what}: {command_line.in_flags(error)}") from error
+        text = re.sub(r"`(\w+)=[^`]*`", rf"what {_called(make)}() returns as '\1'", str(error))  # it is no flag here
+        raise InputError(f"{what}: {text}") from error
     except (Exception, SystemExit) as error:
         raise InputError(f"{what} cannot be read: {plugins.describe(error, arguments['step'])}") from error
+
+    if calls := [finding for finding in report.of("frozen", "not decided") if "_callback'" in finding.detail]:
+        source = f" at {calls[0].source}" if calls[0].source else ""
+        raise InputError(
+            f"{what}: what is frozen goes through the host{source}, where nothing is known of it: "
+            f"{paths.some([finding.path for finding in calls])} cannot be decided; keep callbacks beside the state"
+        )
+    return report
 
 
 def _called(make: Callable[..., Any]) -> str:
@@ -155,7 +165,7 @@ def _arguments(what: str, name: str, made: Any) -> dict[str, Any]:
     elif isinstance(made, tuple) and len(_NEEDED) <= len(made) <= len(ARGUMENTS):
         arguments = dict(zip(ARGUMENTS, made, strict=False))
     else:
-        kind = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(made).__name__}"
+        kind = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"something of the type {type(made).__name__}"
         raise InputError(f"{what}: {name}() returns {kind}: return (step, state, batch, mask), or a mapping of these")
     if missing := [key for key in _NEEDED if key not in arguments]:
         raise InputError(f"{what}: {name}() returns no {paths.some(missing)}: it is to return {', '.join(ARGUMENTS)}")
@@ -163,9 +173,8 @@ def _arguments(what: str, name: str, made: Any) -> dict[str, Any]:
         near = plugins.nearest(str(odd[0]), ARGUMENTS)
         raise InputError(f"{what}: {name}() returns {plugins.shown(odd[0])}, which audit.step does not take{near}")
     if not callable(arguments["step"]):
-        raise InputError(
-            f"{what}: the step that {name}() returns is a {type(arguments['step']).__name__}, and no function"
-        )
+        kind = type(arguments["step"]).__name__
+        raise InputError(f"{what}: the step that {name}() returns is of the type {kind}, and no function")
     return arguments
 
 

@@ -81,7 +81,7 @@ def _show_starts(experiment: Experiment) -> None:
         plans.setdefault(strategy.label, start.plan)
         decays = plan.decays(settings.recipe, start.params)
         costs_of_phases = costs.of_start(experiment, start)
-        notes = (costs_of_phases, plan.state_lines(start, experiment.model))
+        notes = (costs_of_phases, plan.state_lines(start, experiment.model), plan.schedule_lines(start))
         console.plan(strategy.label, start.plan, start.params, start.phases, same, names, decays, *notes)
         lists = {
             "left out, and so frozen": plan.left_out(strategy, start, experiment.model),

@@ -91,3 +91,122 @@ def test_bad_input_is_one_line(folder, capsys, arguments, words):
     code, _, err = ran(capsys, *arguments)
     assert code == 1 and err.startswith("error: ") and err.count("\n") == 1
     assert words in err
+
+
+# ---- A step
+
+
+STEP = """
+import jax
+import jax.numpy as jnp
+
+params = {"body": jnp.ones((3, 4)), "head": jnp.ones((4, 2))}
+batch = jnp.ones((5, 3))
+mask = {"body": False, "head": True}
+
+
+def loss(params, batch):
+    return jnp.mean((jnp.tanh(batch @ params["body"]) @ params["head"]) ** 2)
+
+
+def step(params, batch):
+    gradients = jax.grad(loss)(params, batch)
+    return {"body": params["body"], "head": params["head"] - 0.1 * gradients["head"]}
+
+
+def make(decay: float = 0.0):
+    return step, params, batch, mask
+"""
+NEW = '{"body": params["body"], "head": params["head"] - 0.1 * gradients["head"]}'
+GIVEN = "step, params, batch, mask"
+PARTS = "step=step, state=params, batch=batch, mask=mask"
+CALLBACK = "    params = jax.pure_callback(lambda p: p, params, params)\n    return {"
+BAD = {
+    "no file": (None, "step file 'nowhere.py' does not exist"),
+    "no function": (("def make(", "def build("), "step 'loop.py' has no function 'make'"),
+    "does not parse": (("def make(", "def make(:"), "step file 'loop.py' fails when read: SyntaxError"),
+    "fails when read": (
+        ("batch = ", "import nowhere\nbatch = "),
+        "ModuleNotFoundError: No module named 'nowhere' (loop.py:6)",
+    ),
+    "make fails": (("    return step", "    {}['x']\n    return step"), "make() fails: KeyError: 'x' (loop.py:20)"),
+    "make ends": (("    return step", "    raise SystemExit\n    return step"), "make() fails: SystemExit"),
+    "nothing": ((GIVEN, "None"), "make() returns something of the type NoneType: return (step, state, batch, mask)"),
+    "three": ((GIVEN, "step, params, batch"), "make() returns a tuple of 3"),
+    "no batch": ((GIVEN, "dict(step=step, state=params, mask=mask)"), "make() returns no 'batch'"),
+    "another word": ((GIVEN, f"dict({PARTS}, los=loss)"), "'los', which audit.step does not take; nearest: 'loss'"),
+    "no step": ((GIVEN, "3, params, batch, mask"), "is of the type int, and no function"),
+    "a mask of another tree": (('"head": True', '"hed": True'), "the mask and the parameters are different trees"),
+    "a mask of words": (('"body": False', '"body": "no"'), "the mask's leaf at 'body' is 'no'"),
+    "a mask of another shape": (('"body": False', '"body": jnp.ones(3) > 0'), "does not broadcast to (3, 4)"),
+    "params that are none": (
+        (GIVEN, f"dict({PARTS}, params=lambda state: [2 * state['body']])"),
+        "what make() returns as 'params' gives '0', which is no leaf of the state",
+    ),
+    "branches on numbers": (
+        ("    gradients", "    assert batch.sum() > 0\n    gradients"),
+        "cannot be traced at loop.py:15 (step)",
+    ),
+    "other shapes": (("jnp.ones((5, 3))", "jnp.ones((5, 4))"), "cannot be traced at loop.py:11 (loss) (TypeError"),
+    "one argument": (("step(params, batch)", "step(params)"), "cannot be traced (TypeError: step() takes 1"),
+    "returns the loss": ((f"return {NEW}", "return loss(params, batch)"), "are different trees"),
+    "a leaf more": ((NEW, f"{NEW} | {{'new': batch}}"), "'new' only in what the step gives"),
+    "another dtype": (
+        (NEW, f"jax.tree.map(jnp.bfloat16, {NEW})"),
+        "the state's 'body' from float32[3, 4] to bfloat16[3, 4]",
+    ),
+    "a counter": (
+        (
+            "    gradients",
+            "    step.calls = vars(step).get('calls', 0) + 1\n    batch = batch * step.calls\n    gradients",
+        ),
+        "not pure",
+    ),
+    "random numbers": (
+        ("- 0.1 *", "- __import__('numpy').random.normal() *"),
+        "the step is not pure at loop.py:16 (step)",
+    ),
+    "what it kept": (
+        ("    gradients", "    batch, step.kept = batch + vars(step).get('kept', 0), batch\n    gradients"),
+        "the step is not pure",
+    ),
+    "the host": (("    return {", CALLBACK), "what is frozen goes through the host at loop.py:16 (step)"),
+}
+
+
+def test_a_step_that_is_proved(folder, capsys):
+    (folder / "loop.py").write_text(STEP)
+    code, out, err = ran(capsys, "loop.py:make")
+    assert (code, err) == (0, "") and out.startswith("step: 3 proved, 0 refuted, 0 not decided\n")
+    code, out, err = ran(capsys, "--step=loop.py:make:decay=0.1", "--at_least=identical")
+    assert (code, err) == (0, "")
+
+
+def test_a_step_of_lower_grade_than_asked_is_no_proof(folder, capsys):
+    (folder / "loop.py").write_text(
+        STEP.replace('"body": params["body"], "head": params', '"body": params["body"] + 0.0, "head": params')
+    )
+    assert ran(capsys, "loop.py:make")[0] == 0
+    code, _, err = ran(capsys, "loop.py:make", "--at_least=identical")
+    assert code == 1 and "'body', frozen, is equal: " in err
+
+
+def test_of_a_huge_model_the_shapes_do(folder, capsys):
+    """Sixteen gigabytes a leaf: nothing of it is made."""
+    huge = STEP.replace("jnp.ones((3, 4))", 'jax.ShapeDtypeStruct((3, 4 * 10**9), "float32")')
+    huge = huge.replace("jnp.ones((4, 2))", 'jax.ShapeDtypeStruct((4 * 10**9, 2), "float32")')
+    (folder / "loop.py").write_text(huge)
+    code, out, err = ran(capsys, "loop.py:make")
+    assert (code, err) == (0, "") and "3 proved" in out
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_step_of_which_nothing_can_be_made_is_one_line(folder, capsys, what):
+    change, words = BAD[what]
+    if change is not None:
+        assert STEP.count(change[0]) == 1, change[0]
+        (folder / "loop.py").write_text(STEP.replace(*change))
+    code, out, err = ran(capsys, f"{'loop' if change else 'nowhere'}.py:make")
+    assert code == 1 and err.startswith("error: ") and err.count("\n") == 1 and not out
+    assert words in err
+    assert "/tljax/" not in err or "SyntaxError" in err, "the line is the user's"

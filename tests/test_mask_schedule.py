@@ -131,7 +131,7 @@ def test_a_static_schedule_equals_phases(name: str, strategy: Any) -> None:
 
 def trial(params: Params, phases: Sequence[Any], rules: Sequence[PhaseRule] = (), seed: int = 0) -> train.Fit:
     order = np.arange(STEPS * problems.BATCH, dtype=np.int32).reshape(STEPS, problems.BATCH) % problems.EXAMPLES
-    numbers = {**fits._NUMBERS, "label_smoothing": 0.0}
+    numbers = {**fits.NUMBERS, "label_smoothing": 0.0}
     rates, key = np.full(STEPS, 0.01, np.float32), jax.random.key(seed)
     return train.Fit(
         params,

@@ -16,7 +16,7 @@ from flax import nnx
 from tljax import masks, models, paths, plugins
 from tljax.models import linen
 from tljax.strategies import auto_rgn, lora, norm_only
-from tljax.types import Context, InputError, Phase
+from tljax.types import Context, InputError, MaskSchedule, Phase
 
 NAMES = plugins.names("tljax.strategies", "strategy")
 MODEL = models.build("mlp", 3, hidden=(5, 4), activation="relu")
@@ -145,7 +145,9 @@ def evaluated(text, **changed):
     ]
     masks.lint_phases(params, phases, context.fresh)
     masks.lint_phases(params, found, context.fresh)
-    return [(phase.start, phase.mask) for phase in found]
+    # Of a mask that moves, what it may train.
+    scopes = [phase.mask.scope if isinstance(phase.mask, MaskSchedule) else phase.mask for phase in found]
+    return [(phase.start, scope) for phase, scope in zip(found, scopes, strict=True)]
 
 
 @pytest.mark.parametrize("text", TRAINED)
@@ -217,7 +219,7 @@ def test_a_strategy_gives_the_same_for_abstract_parameters_unless_it_says_that_i
     params, context = start(name)
     real = method.strategy(params, context)
     abstract = method.strategy(jax.eval_shape(lambda: params), context._replace(source_params=None))
-    if isinstance(real, list):
+    if isinstance(real, list | MaskSchedule):
         assert real == abstract
     else:
         assert masks.equal(real, abstract)
@@ -314,6 +316,19 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("gradual_unfreeze:every=0.5", "3 phases do not fit"),
         ("gradual_unfreeze:every=-0.1", "3 phases do not fit"),
         ("auto_rgn:phases=0", "at least 1"),
+        ("lisa:layers=0", "at least 1"),
+        ("lisa:every=0", "a number of steps, at least 1"),
+        ("badam:every=0", "a number of steps, at least 1"),
+        ("badam:order=upward", "give one of random, ascending, descending"),
+        ("mofo:fraction=0", "above 0 and at most 1"),
+        ("gmt:fraction=2", "above 0 and at most 1"),
+        ("gmt:per=stage", "give leaf or tree"),
+        ("spiel:fraction=0", "above 0 and at most 1"),
+        ("spiel:rate=0", "above 0 and at most 1"),
+        ("spiel:estimate=20", "below every, 20"),
+        ("hft:every=0", "a number of steps, at least 1"),
+        ("autofreeze:every=0", "a number of steps, at least 1"),
+        ("autofreeze:percentile=100", "above 0 and below 100"),
         ("gradient_mask:fraction=0", "above 0 and at most 1"),
         ("fisher:fraction=1.1", "above 0 and at most 1"),
         ("random_mask:fraction=-1", "above 0 and at most 1"),
@@ -346,7 +361,11 @@ def test_a_strategy_says_what_it_needs(name, field):
 
 
 @pytest.mark.parametrize(
-    "name", ["head_only", "last_k", "stages", "random_features", "lp_ft", "gradual_unfreeze", "bottom_up"]
+    "name",
+    [
+        *("head_only", "last_k", "stages", "random_features", "lp_ft", "gradual_unfreeze", "bottom_up"),
+        *("lisa", "badam", "hft", "autofreeze"),
+    ],
 )
 def test_a_strategy_by_stages_refuses_to_go_without_them(name):
     with pytest.raises(InputError):

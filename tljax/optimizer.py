@@ -817,8 +817,7 @@ def scheduled(
             on, memory = choose(of_optimizer)
         else:
             on, memory = choose(state.state)
-            reaching = gradients if schedule.gradients is None else schedule.gradients(memory)
-            reaching = reaching if live else gated(reaching, on)
+            reaching = gradients if live else gated(gradients, on)
             changes, of_optimizer = optimizer_of_scope.update(reaching, state.state, trained, **extra)
         fresh = optimizer_of_scope.init(trained) if schedule.off == "dropped" else None
         of_optimizer = _gated_state(schedule, on, trained, of_optimizer, state.state, fresh)
@@ -870,6 +869,18 @@ def moments(trained: Params, state: OptState) -> dict[str, Params]:
     return fields
 
 
+def require_moments(schedule: MaskSchedule, trained: Params, state: OptState) -> dict[str, Params]:
+    """{field: its tree} of the moments that a schedule sees, of a state of `masked` for the leaves of its scope.
+
+    Raises InputError, with what there is, for a field that the state lacks.
+    """
+    fields, names = moments(trained, state), sorted({*schedule.sees} - {"gradients", "loss"})
+    if missing := [name for name in names if name not in fields]:
+        has = f"it has {', '.join(fields)}" if fields else "it has no moments"
+        raise InputError(f"the schedule sees '{missing[0]}', which the optimizer's state lacks: {has}")
+    return {name: fields[name] for name in names}
+
+
 def _strong(leaf: Any) -> Any:
     """An array of its own, whose dtype does not give way to that of others."""
     array = jnp.array(leaf)
@@ -907,10 +918,7 @@ def _seen(
     start: Params | None,
 ) -> Seen:
     """What a schedule sees. Raises InputError for moments that the state lacks."""
-    fields, names = moments(trained, state), sorted({*schedule.sees} - {"gradients", "loss"})
-    if missing := [name for name in names if name not in fields]:
-        has = f"it has {', '.join(fields)}" if fields else "it has no moments"
-        raise InputError(f"the schedule sees '{missing[0]}', which the optimizer's state lacks: {has}")
+    fields = require_moments(schedule, trained, state)
     groups = schedule.groups
     if groups is not None:
         number = dict(zip(paths.unboxed_names(groups), map(int, jax.tree.leaves(groups)), strict=True))
@@ -922,7 +930,7 @@ def _seen(
         trained,
         gradients if "gradients" in schedule.sees else None,
         loss if "loss" in schedule.sees else None,
-        {name: fields[name] for name in names},
+        fields,
         groups,
         start,
     )

@@ -127,8 +127,6 @@ class MaskSchedule:
     correction of its bias, which count the steps in which any of them is on ('live': all steps). None: one group."""
     returns: bool = False
     """Whether what is switched off returns to the bytes with which its phase began."""
-    gradients: Callable[[Any], Params] | None = None
-    """(memory after `choose`) -> what reaches the optimizer in place of this step's gradients, such as a mean."""
 
     @functools.cached_property
     def identity(self) -> Hashable:
@@ -148,7 +146,7 @@ class MaskSchedule:
             )
             return structure, tuple((type(m).__name__, m) for m in rows)
 
-        functions = tuple(map(function, (self.init, self.choose, self.gradients)))
+        functions = function(self.init), function(self.choose)
         rest = (self.when, self.every, frozenset(self.sees), self.off, self.returns)
         return functions, tree(self.scope), tree(self.groups), rest
 

@@ -148,12 +148,13 @@ def plan(
     decays: Any = None,
     costs: Sequence[str] = (),
     states: Sequence[str] = (),
+    moves: Sequence[str] = (),
 ) -> None:
     """The graft plan and the mask tables of one strategy, one a phase; repeated blocks have one row.
 
     `same_as` is a strategy that was shown before and has the same graft plan; `names` as `graft_plan` takes them,
-    `decays` as `mask_table` does. `costs` and `states` (of batch norms) have a line for each
-    phase, as far as that is known.
+    `decays` as `mask_table` does. `costs`, `states` (of batch norms) and `moves` (of masks) have
+    a line for each phase, as far as that is known.
     """
     if same_as is None:
         graft_plan(f"{title}: graft", rows, names)
@@ -166,7 +167,7 @@ def plan(
         if masks.is_strategy(mask):
             say(f"  {when}: depends on the parameters then\n")
             continue
-        notes = [*states[number : number + 1], *costs[number : number + 1]]
+        notes = [line for lines in (moves, states, costs) for line in lines[number : number + 1]]
         mask_table(when, params, mask, decays, list(filter(None, notes)))
 
 

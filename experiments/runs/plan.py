@@ -28,6 +28,7 @@ from tljax import (
     masks,
     models,
     objective,
+    optimizer,
     optimizers,
     paths,
     penalties,
@@ -406,6 +407,24 @@ def state_lines(start: Start, model: Model) -> list[str]:
     return lines if any(lines) else []
 
 
+def schedule_lines(start: Start) -> list[str]:
+    """How the mask of each phase moves, a line for each phase; [] where none does."""
+    lines = []
+    for schedule in (of_phase.schedule for of_phase in start.rules):
+        if schedule is None:
+            lines.append("")
+            continue
+        steps = "in each step" if schedule.every == 1 else f"every {schedule.every} steps"
+        groups = len({*jax.tree.leaves(schedule.groups)}) or 1
+        what = f"of {groups} groups" if groups > 1 else "by element"
+        moments = {"live": "go on", "gated": "see zeros", "kept": "stand still", "dropped": "begin anew"}[schedule.off]
+        lines.append(
+            f"the mask moves: what trains is chosen {what}, {steps}, {schedule.when} the gradient; moments of what is "
+            f"off {moments}; one compilation, in which the gradients of what is off are computed too"
+        )
+    return lines if any(lines) else []
+
+
 def head_of(settings: Settings, source: Source | None, target: Task) -> str:
     """What becomes of the head: 'copy', 'fresh' or 'zero', as --head says; under 'auto' by the names of the classes.
 
@@ -511,7 +530,33 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers), optimizers.function_of(spec.name))
+    for schedule in (of_phase.schedule for of_phase in start.rules if of_phase.schedule is not None):
+        step = spec, numbers, schedule, start.params
+        _flagged(prefix, "optimizer", functools.partial(_try_moments, *step))
+        _flagged("", "strategies", functools.partial(_try_schedule, *step), schedule.choose)
     _flagged(prefix, "augment", lambda: _check_augment(recipe, task, loss))
+
+
+def _try_moments(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float], schedule: Any, params: Any) -> None:
+    """Raise InputError where a schedule of masks sees moments that the optimizer's state lacks."""
+
+    def require(params: Any) -> None:
+        optimizer.require_moments(schedule, params, optimizers.build(spec, 0.1, numbers).init(params))
+
+    jax.eval_shape(require, jax.tree.map(jnp.asarray, masks.split(params, schedule.scope)[0]))
+
+
+def _try_schedule(spec: optimizers.OptimizerSpec, numbers: Mapping[str, float], schedule: Any, params: Any) -> None:
+    """Raise InputError for a schedule of masks that gives what it must not, by the shapes of two steps."""
+
+    def step(params: Any) -> Any:
+        tx = optimizer.scheduled(optimizers.build(spec, 0.1, numbers), schedule)
+        state = tx.init(params)
+        for _ in range(2):
+            _, state = tx.update(params, state, params, loss=jnp.zeros(()))
+        return state
+
+    jax.eval_shape(step, jax.tree.map(jnp.asarray, params))
 
 
 def _refuse_whole_batches(recipe: Recipe, start: Start) -> None:

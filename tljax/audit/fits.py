@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import masks, models, objective, optimizers, penalties, train
+from tljax import masks, models, objective, optimizer, optimizers, paths, penalties, train
 from tljax.audit import problems
 from tljax.audit.lines import copy
 from tljax.train import vectorize
 from tljax.train.step import Hyper, traced_leaves, trained_leaves
-from tljax.types import Mask, Model, ModelState, Params
+from tljax.types import Mask, MaskSchedule, Model, ModelState, Params, PhaseRule
 
 STEPS = 3
 """Steps of a phase."""
@@ -25,7 +25,7 @@ DECAY = 0.5
 """The decay of AdamW: a step takes RATE x DECAY of a leaf away, whatever its gradient is."""
 
 # A large eps keeps rounding small where a gradient is next to nothing.
-_SPEC, _NUMBERS = optimizers.spec("adamw:eps=1e-3", weight_decay=DECAY, clip=0.5)
+_SPEC, NUMBERS = optimizers.spec("adamw:eps=1e-3", weight_decay=DECAY, clip=0.5)
 _TERMS, _WEIGHTS = penalties.read("l2:weight=0.1")
 
 
@@ -35,7 +35,11 @@ class Fitted(NamedTuple):
     params: tuple[Params, ...]
     """The parameters at the start, and at the end of each phase."""
     masks: tuple[Mask, ...]
-    """The mask of each phase."""
+    """The mask of each phase; of one whose mask moves its scope."""
+    phases: tuple[Mask | MaskSchedule, ...]
+    """The masks, and the schedules in their place."""
+    still: frozenset[str]
+    """The paths of the leaves that were off in all steps, where one schedule was all of it."""
     programs: tuple[train.Spec, ...]
     """The spec of each phase."""
     compiled: int
@@ -55,17 +59,35 @@ def fit(
     steps: int = STEPS,
     model_state: ModelState | None = None,
 ) -> Fitted:
-    """Train each phase (a mask, or a function of the parameters) for so many steps: the first, and then the rest."""
+    """Train each phase (a mask, a function of the parameters, or a schedule) for so many steps: the first, and then the
+    rest."""
     trial = _trial(params, phases, steps, model_state)
     ends = [steps * i + more for i in range(len(phases)) for more in sorted({1, steps})]
     before = _executables()
-    seen = [copy(params)]
+    seen, still = [copy(params)], frozenset[str]()
     for state, _ in train.fit(wanted, [trial], data, ends):
         if state.step % steps == 0:
             seen.append(jax.tree.map(lambda leaf: np.array(leaf[0]), state.params))
+    if len(phases) == 1 and isinstance(state.optimizer, optimizer.Scheduled):
+        still = frozenset(path for path, count in paths.items(state.optimizer.trained) if not np.any(count))
     history = state.masks[0]
     programs = tuple(train.specialize(wanted, trial, history[: i + 1]) for i in range(len(history)))
-    return Fitted(tuple(seen), history, programs, _executables() - before)
+    as_trained = zip(phases, history, strict=True)
+    kept = tuple(phase if isinstance(phase, MaskSchedule) else mask for phase, mask in as_trained)
+    return Fitted(tuple(seen), history, kept, still, programs, _executables() - before)
+
+
+def states(
+    wanted: train.Spec,
+    params: Params,
+    schedule: MaskSchedule,
+    data: train.Data,
+    steps: int,
+    model_state: ModelState | None = None,
+) -> Iterator[train.State]:
+    """The state after each of so many steps under a schedule."""
+    trial = _trial(params, [schedule], steps, model_state)
+    return (state for state, _ in train.fit(wanted, [trial], data, list(range(1, steps + 1))))
 
 
 def under(wanted: train.Spec, params: Params, mask: Mask, model_state: ModelState | None = None) -> train.Spec:
@@ -75,16 +97,20 @@ def under(wanted: train.Spec, params: Params, mask: Mask, model_state: ModelStat
 
 def _trial(params: Params, phases: Sequence[Any], steps: int, model_state: ModelState | None) -> train.Fit:
     total = steps * len(phases)
+    schedules = [phase if isinstance(phase, MaskSchedule) else None for phase in phases]
+    scopes = [phase.scope if isinstance(phase, MaskSchedule) else phase for phase in phases]
+    rules = tuple(PhaseRule(schedule=schedule) for schedule in schedules) if any(schedules) else ()
     order = np.arange(total * problems.BATCH, dtype=np.int32).reshape(total, problems.BATCH) % problems.EXAMPLES
     return train.Fit(
         params,
-        tuple((steps * i, mask) for i, mask in enumerate(phases)),
+        tuple((steps * i, scope) for i, scope in enumerate(scopes)),
         lambda start, stop: order[start:stop],
         np.full(total, RATE, np.float32),
         _WEIGHTS,
-        {**_NUMBERS, "label_smoothing": 0.0},
+        {**NUMBERS, "label_smoothing": 0.0},
         jax.random.key(0),
         model_state=model_state or {},
+        rules=rules,
     )
 
 
@@ -135,7 +161,7 @@ def _flops(
     number = jax.ShapeDtypeStruct((1,), jnp.float32)
     hyper = Hyper(
         weights=tuple(dict.fromkeys(weights, number) for weights in _WEIGHTS),
-        numbers=dict.fromkeys((*_NUMBERS, "label_smoothing"), number),
+        numbers=dict.fromkeys((*NUMBERS, "label_smoothing"), number),
         scales=scales,
         key=jax.eval_shape(lambda: jax.random.key(0)[None]),
         start=None,

@@ -96,10 +96,10 @@ def sample(leaves: Sequence[Any], params: Sequence[int], state: int, *, everythi
     rng, numbers = np.random.default_rng(0), []
     for index, leaf in enumerate(leaves):
         is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        dtype: Any = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
         if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-            keys = jax.random.key(0, impl=str(jax.random.key_impl(jax.eval_shape(lambda x: x, leaf))))
-            numbers.append(jnp.broadcast_to(keys, leaf.shape) if is_shape else leaf)
+            key = jax.random.key(0, impl=dtype._impl.name)
+            numbers.append(jnp.broadcast_to(key, leaf.shape) if is_shape else leaf)
         elif (is_shape or (everything and index in params)) and jax.dtypes.issubdtype(dtype, np.inexact):
             drawn = rng.standard_normal(np.shape(leaf)) if index in params or index >= state else None
             numbers.append(jnp.asarray(np.zeros(np.shape(leaf)) if drawn is None else drawn, dtype))

@@ -64,6 +64,8 @@ class Piece(NamedTuple):
     """What the content assumes, as "'mask/a' is False". Dependence assumes nothing."""
     equation: Any = None
     """Where content is unknown: the equation that computed the elements."""
+    bounds: tuple[float, float] | None = None
+    """The least and the greatest number that the elements may be, none of them NaN; None if nothing is known."""
 
 
 class Value(NamedTuple):
@@ -207,7 +209,8 @@ def tidy(pieces: Sequence[Piece], selector: np.ndarray | None, watched: int) -> 
             merged.append(piece)
         elif merged[number] is not piece:
             known = merged[number]
-            merged[number] = known._replace(depends=known.depends | piece.depends)
+            bounds = known.bounds if known.bounds == piece.bounds else None
+            merged[number] = known._replace(depends=known.depends | piece.depends, bounds=bounds)
         numbers.append(number)
     if len(merged) == 1:
         return Value((merged[0],))
@@ -228,6 +231,16 @@ def _alike(a: Piece, b: Piece, watched: int) -> bool:
     if a.content == CONSTANT:
         return _same_number(a.constant, b.constant)
     return a.depends == b.depends and _same_places(a.places, b.places)
+
+
+def bounded(value: Value, least: float, greatest: float) -> Value:
+    """A value whose elements are taken to be between two numbers."""
+    return Value(tuple(piece._replace(bounds=(least, greatest)) for piece in value.pieces), value.selector)
+
+
+def extent(value: Value) -> tuple[float, float] | None:
+    """The least and the greatest number that elements of a value may be; None if nothing is known."""
+    return _hull(value.pieces)
 
 
 def _unlike(pieces: Iterable[Piece], extra: int = 0, equation: Any = None) -> Piece:
@@ -401,7 +414,7 @@ class _Reader:
                 grade = max(piece.grade, _float(array.dtype) and constant == 0)
                 pieces.append(Piece(CONSTANT, constant=constant, grade=int(grade), condition=piece.condition))
             selector[here & (array != 0) & (array != 1)] = len(pieces)
-            pieces.append(Piece(UNKNOWN))
+            pieces.append(Piece(UNKNOWN, bounds=_extent(array)))
             if len(pieces) > 200:
                 return Value((_unlike(value.pieces),))
         present = np.bincount(selector.reshape(-1), minlength=len(pieces)) > 0
@@ -503,7 +516,7 @@ class _Reader:
                 continue
             places = self.straight(before) if piece.places is None else piece.places
             places = move(places)
-            pieces.append(piece._replace(places=None if self.is_straight(places) else places))
+            pieces.append(piece._replace(places=None if self.is_straight(places, piece.content) else places))
         selector = None if value.selector is None else move(value.selector)
         if selector is not None and len(pieces) > 1:
             present = np.bincount(selector.reshape(-1), minlength=len(pieces)) > 0
@@ -513,6 +526,11 @@ class _Reader:
                 pieces = [piece for piece, kept in zip(pieces, present, strict=True) if kept] or pieces[:1]
         return tidy(pieces, selector, self.watched)
 
+    def is_whole(self, piece: Piece) -> bool:
+        """Whether a piece's elements are all of its symbol's in order."""
+        size = _size(self.symbols[piece.content].shape)
+        return piece.places is None or (piece.places.size == size and in_order(piece))
+
     def straight(self, shape: Sequence[int]) -> np.ndarray:
         """The places of elements in order, as a view of an array that all share."""
         size = _size(shape)
@@ -520,8 +538,10 @@ class _Reader:
             self._straight = np.arange(size, dtype=np.int32)
         return self._straight[:size].reshape(tuple(shape))
 
-    def is_straight(self, places: np.ndarray) -> bool:
-        """Whether places are in order, as is quickly seen of a view."""
+    def is_straight(self, places: np.ndarray, symbol: int) -> bool:
+        """Whether places are all of a symbol's in order, as is quickly seen of a view."""
+        if places.size != _size(self.symbols[symbol].shape):
+            return False
         start = self._straight.__array_interface__["data"][0]
         return places.__array_interface__["data"][0] == start and bool(places.flags.c_contiguous)
 
@@ -544,7 +564,25 @@ def _either(pieces: Sequence[Piece], extra: int, equation: Any) -> Piece:
             return first._replace(grade=grade, condition=condition, depends=depends)
         if all(map(is_zero, pieces)):
             return first._replace(grade=max(grade, EQUAL), condition=condition, depends=depends)
-    return Piece(UNKNOWN, depends=depends | extra, equation=equation or first.equation)
+    source = next((piece.equation for piece in pieces if piece.equation is not None), equation)
+    return Piece(UNKNOWN, depends=depends | extra, equation=source, bounds=_hull(pieces))
+
+
+def _hull(pieces: Sequence[Piece]) -> tuple[float, float] | None:
+    """The bounds of an element that is one of several."""
+    bounds = [_bounds(piece, None) for piece in pieces]
+    known = [pair for pair in bounds if pair is not None]
+    if len(known) < len(bounds):
+        return None
+    return min(pair[0] for pair in known), max(pair[1] for pair in known)
+
+
+def _extent(array: np.ndarray) -> tuple[float, float] | None:
+    """The least and the greatest number of an array; None if one is not finite."""
+    if not array.size or array.dtype.kind == "c":
+        return None
+    least, greatest = float(array.min()), float(array.max())
+    return (least, greatest) if math.isfinite(least) and math.isfinite(greatest) else None
 
 
 def _tagged(piece: Piece, tag: Piece) -> Piece:
@@ -571,7 +609,10 @@ def _computed(reader: _Reader, equation: Any, pieces: Sequence[Piece]) -> Piece:
         depends |= piece.depends
     if reader.watched and depends & reader.watched:
         reader.meet(equation, [piece.depends for piece in pieces], depends)
-    return Piece(UNKNOWN, depends=depends, equation=equation)
+    bounds = _computed_bounds(equation, pieces)
+    if bounds is not None and bounds[0] == bounds[1] and equation.outvars[0].aval.dtype == np.bool_:
+        return Piece(CONSTANT, constant=np.bool_(bounds[0]))
+    return Piece(UNKNOWN, depends=depends, equation=equation, bounds=bounds)
 
 
 def _of_operands(reader: _Reader, equation: Any, *pieces: Piece) -> Piece:
@@ -730,7 +771,7 @@ def _mul(reader: _Reader, equation: Any, a: Piece, b: Piece) -> Piece:
     floats = _float(equation.outvars[0].aval.dtype)
     for zero, factor in ((a, b), (b, a)):
         if is_zero(zero):
-            finite = not floats or (factor.content == CONSTANT and np.isfinite(factor.constant))
+            finite = not floats or _bounds(factor, None) is not None
             grade = EQUAL if finite and floats else IDENTICAL if finite else EQUAL_IF_FINITE
             if factor.content == CONSTANT:
                 return _weaker(zero, factor, grade=grade)
@@ -752,7 +793,9 @@ def _div(reader: _Reader, equation: Any, a: Piece, b: Piece) -> Piece:
     if is_zero(a) and not is_zero(b) and floats:
         if b.content == CONSTANT and np.isfinite(b.constant):
             return _weaker(a, b, grade=EQUAL)
-        return _weaker(a, _unlike([b]), grade=EQUAL_IF_FINITE)
+        divisors = _bounds(b, None)
+        sure = divisors is not None and (divisors[0] > 0 or divisors[1] < 0)
+        return _weaker(a, _unlike([b]), grade=EQUAL if sure else EQUAL_IF_FINITE)
     if b.content == CONSTANT and b.constant == 1:
         return _unchanged(reader, equation, a, b, EQUAL if floats else IDENTICAL)
     return _computed(reader, equation, (a, b))
@@ -878,6 +921,8 @@ def _convert(reader: _Reader, equation: Any, values: list[Value], path: tuple[in
         constant = _folded("convert_element_type", (piece,), {}, output)
         if constant is not None:
             return constant
+        if is_zero(piece) and _number(output):
+            return _keeps_zero(reader, equation, piece)
         return _computed(reader, equation, (piece,))
 
     return [reader.elementwise(equation, values, function)]
@@ -932,7 +977,7 @@ def _chosen(reader: _Reader, equation: Any, which: Piece, cases: Sequence[Piece]
             condition = case.condition | which.condition | {f"'{name}' is {bool(number)}"}
             return case._replace(depends=either.depends, condition=condition)
     reader.meet(equation, [which.depends, *(case.depends for case in cases)], either.depends)
-    return either._replace(equation=equation)
+    return either if either.equation is not None else either._replace(equation=equation)
 
 
 def _reduced(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, ...]) -> list[Value]:
@@ -964,6 +1009,157 @@ _ZERO_OF_ZERO = (
     "pmin",
 )
 _ZERO_OF_ANY = ("dot_general", "conv_general_dilated")
+
+
+# Bounds: between which numbers a computed number is.
+
+_Pair = tuple[float, float]
+
+
+def _bounds(piece: Piece, dtype: Any) -> _Pair | None:
+    """The bounds of a piece's elements; of a dtype of whole numbers, all that it has, if no others are known."""
+    if piece.content == CONSTANT:
+        if isinstance(piece.constant, jax.Array) or np.iscomplexobj(piece.constant):
+            return None
+        if piece.grade > EQUAL or piece.condition:
+            return None
+        number = float(piece.constant)
+        return (number, number) if math.isfinite(number) else None
+    if piece.bounds is not None:
+        return None if piece.condition else piece.bounds
+    if dtype is None or not _number(dtype):
+        return None
+    if dtype == np.bool_:
+        return 0.0, 1.0
+    if jax.dtypes.issubdtype(dtype, np.integer):
+        return float(jax.numpy.iinfo(dtype).min), float(jax.numpy.iinfo(dtype).max)
+    return None
+
+
+def _computed_bounds(equation: Any, pieces: Sequence[Piece]) -> _Pair | None:
+    """The bounds of what an elementwise operation gives, with room for rounding; None if none are known."""
+    output = equation.outvars[0].aval.dtype
+    rule = _EXTENTS.get(equation.primitive.name)
+    if rule is None or not _number(output) or jax.dtypes.issubdtype(output, np.complexfloating):
+        return None
+    pairs = []
+    for piece, atom in zip(pieces, equation.invars, strict=True):
+        pair = _bounds(piece, atom.aval.dtype)
+        if pair is None:
+            return None
+        pairs.append(pair)
+    try:
+        result = rule(*pairs)
+    except (OverflowError, ValueError, ZeroDivisionError):
+        return None
+    if result is None or not all(map(math.isfinite, result)):
+        return None
+    if output == np.bool_:
+        return result if equation.primitive.name in _COMPARISONS else None
+    least, greatest = result
+    if jax.dtypes.issubdtype(output, np.integer):
+        info = jax.numpy.iinfo(output)
+        exact = equation.primitive.name in _EXACT_EXTENTS and abs(least) < 2**52 and abs(greatest) < 2**52
+        return (
+            (math.floor(least), math.ceil(greatest)) if exact and info.min <= least and greatest <= info.max else None
+        )
+    largest = max(abs(least), abs(greatest))
+    if largest >= float(jax.numpy.finfo(output).max) / 2:
+        return None
+    room = 16 * float(jax.numpy.finfo(output).eps) * largest
+    exact = equation.primitive.name in _EXACT_EXTENTS  # these round to the nearest number, and so never past one
+    lower = least if exact and _representable(least, output) else least - room
+    upper = greatest if exact and _representable(greatest, output) else greatest + room
+    return (max(lower, 0.0) if least >= 0 else lower), upper
+
+
+def _representable(number: float, dtype: Any) -> bool:
+    return float(np.asarray(number, dtype).astype(np.float64)) == number
+
+
+def _corners(function: Callable[[float, float], float]) -> Callable[[_Pair, _Pair], _Pair]:
+    def rule(a: _Pair, b: _Pair) -> _Pair:
+        values = [function(x, y) for x in a for y in b]
+        return min(values), max(values)
+
+    return rule
+
+
+def _rising(function: Callable[[float], float]) -> Callable[[_Pair], _Pair]:
+    return lambda a: (function(a[0]), function(a[1]))
+
+
+def _within(least: float, greatest: float) -> Callable[[_Pair], _Pair]:
+    return lambda a: (least, greatest)
+
+
+def _quotient(a: _Pair, b: _Pair) -> _Pair | None:
+    return _corners(operator.truediv)(a, b) if b[0] > 0 or b[1] < 0 else None
+
+
+def _power(a: _Pair, b: _Pair) -> _Pair | None:
+    if a[0] <= 0 and not (a[0] == 0 and b[0] > 0):
+        return None
+    values = [x**y for x in a for y in b]
+    # A small number's high power may be flushed to 0.
+    return min(0.0, *values) if a[0] < 1 else min(values), max(values)
+
+
+def _remainder(a: _Pair, b: _Pair) -> _Pair | None:
+    if b[0] <= 0:
+        return None
+    return (0.0 if a[0] >= 0 else -b[1]), (b[1] if a[1] >= 0 else 0.0)
+
+
+def _square(a: _Pair) -> _Pair:
+    values = [a[0] * a[0], a[1] * a[1]]
+    return (0.0 if a[0] <= 0 <= a[1] else min(values)), max(values)
+
+
+def _magnitude(a: _Pair) -> _Pair:
+    return (0.0 if a[0] <= 0 <= a[1] else min(map(abs, a))), max(map(abs, a))
+
+
+def _compared(sure: Callable[[_Pair, _Pair], bool], never: Callable[[_Pair, _Pair], bool]) -> Callable[..., _Pair]:
+    return lambda a, b: (1.0, 1.0) if sure(a, b) else (0.0, 0.0) if never(a, b) else (0.0, 1.0)
+
+
+_EXTENTS: dict[str, Callable[..., _Pair | None]] = {
+    "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    "add_any": lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    "sub": lambda a, b: (a[0] - b[1], a[1] - b[0]),
+    "mul": _corners(operator.mul),
+    "div": _quotient,
+    "rem": _remainder,
+    "neg": lambda a: (-a[1], -a[0]),
+    "abs": _magnitude,
+    "square": _square,
+    "sign": _within(-1.0, 1.0),
+    "max": lambda a, b: (max(a[0], b[0]), max(a[1], b[1])),
+    "min": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
+    "clamp": lambda a, x, b: (min(max(x[0], a[0]), b[0]), min(max(x[1], a[1]), b[1])),
+    "convert_element_type": lambda a: a,
+    "pow": _power,
+    "sqrt": _rising(math.sqrt),
+    "rsqrt": lambda a: (a[1] ** -0.5, a[0] ** -0.5) if a[0] > 0 else None,
+    "exp": _rising(math.exp),
+    "floor": _rising(math.floor),
+    "ceil": _rising(math.ceil),
+    "round": _rising(round),
+    "cos": _within(-1.0, 1.0),
+    "sin": _within(-1.0, 1.0),
+    "tanh": _within(-1.0, 1.0),
+    "logistic": _within(0.0, 1.0),
+    "lt": _compared(lambda a, b: a[1] < b[0], lambda a, b: a[0] >= b[1]),
+    "le": _compared(lambda a, b: a[1] <= b[0], lambda a, b: a[0] > b[1]),
+    "gt": _compared(lambda a, b: a[0] > b[1], lambda a, b: a[1] <= b[0]),
+    "ge": _compared(lambda a, b: a[0] >= b[1], lambda a, b: a[1] < b[0]),
+    "eq": _compared(lambda a, b: a[0] == a[1] == b[0] == b[1], lambda a, b: a[1] < b[0] or b[1] < a[0]),
+    "ne": _compared(lambda a, b: a[1] < b[0] or b[1] < a[0], lambda a, b: a[0] == a[1] == b[0] == b[1]),
+}
+_EXACT_EXTENTS = frozenset(("add", "sub", "mul", "neg", "abs", "max", "min", "clamp", "rem", "convert_element_type"))
+"""Operations that give the exact result, rounded to the nearest number."""
+_COMPARISONS = frozenset(("lt", "le", "gt", "ge", "eq", "ne"))
 
 
 # Movement.
@@ -1303,8 +1499,14 @@ def _carried(
     extra: int = 0,
 ) -> list[Value]:
     return [
-        reader.joined((old, new), shape, extra, equation) for old, new, shape in zip(before, after, shapes, strict=True)
+        old if old is new else _unbounded(reader.joined((old, new), shape, extra, equation))
+        for old, new, shape in zip(before, after, shapes, strict=True)
     ]
+
+
+def _unbounded(value: Value) -> Value:
+    """The value without bounds, which a loop may widen in each turn."""
+    return Value(tuple(piece._replace(bounds=None) for piece in value.pieces), value.selector)
 
 
 def _fixpoint(turn: Callable[[list[Value]], list[Value]], carry: list[Value]) -> list[Value]:
@@ -1326,7 +1528,7 @@ def _same(a: Value, b: Value) -> bool:
         a.selector is not None and b.selector is not None and np.array_equal(a.selector, b.selector)
     )
     return same_selector and all(
-        (p.content, p.grade, p.depends, p.condition) == (q.content, q.grade, q.depends, q.condition)
+        (p.content, p.grade, p.depends, p.condition, p.bounds) == (q.content, q.grade, q.depends, q.condition, q.bounds)
         and (p.content != CONSTANT or _same_number(p.constant, q.constant))
         and _same_places(p.places, q.places)
         for p, q in zip(a.pieces, b.pieces, strict=True)
@@ -1387,7 +1589,7 @@ def _stacked(reader: _Reader, value: Value, stacks: Sequence[Value], symbols: ra
     """The stack of what the turns of a loop give."""
     if value.selector is None:
         piece = value.pieces[0]
-        if piece.content in symbols and in_order(piece):
+        if piece.content in symbols and reader.is_whole(piece):
             stack = stacks[piece.content - symbols.start]
             return reader.combined([stack], shape, lambda row: row if row.content == UNKNOWN else _weaker(row, piece))
         if piece.content < 0:
@@ -1424,7 +1626,7 @@ def _shard_map(reader: _Reader, equation: Any, values: list[Value], path: tuple[
             )
         elif first <= piece.content < last:
             operand = piece.content - first
-            if in_order(piece) and _axes(cuts[operand]) == _axes(spec):
+            if reader.is_whole(piece) and _axes(cuts[operand]) == _axes(spec):
                 stack = values[operand]
                 results.append(
                     reader.combined(

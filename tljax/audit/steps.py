@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import numbers, program, tracing
+from tljax.audit import cotangents, numbers, program, tracing
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
 from tljax.types import InputError, Mask, Params
@@ -45,6 +45,7 @@ def step(
     """
     traced = tracing.trace(step, state, batch, params)
     audit = _Audit(traced, mask, _name(step))
+    audit.labels = audit.of_gradients()
     return audit.report()
 
 
@@ -82,6 +83,19 @@ def _name(function: Callable[..., Any]) -> str:
     if callable(update):
         return str(getattr(update, "__qualname__", type(function).__name__)).partition(".")[0]
     return str(getattr(function, "__name__", type(function).__name__))
+
+
+_STEP = 1 << 10
+"""What a counter may grow by in a step."""
+
+
+class _Assumed(NamedTuple):
+    """What is assumed of leaves of the state, by their places."""
+
+    zeros: dict[int, tuple[Any, int]]
+    """Where they are 0 (True or a bool array), and how surely."""
+    bounds: dict[int, tuple[float, float]]
+    """Between which numbers they are."""
 
 
 @dataclass
@@ -130,8 +144,11 @@ class _Audit:
         self.batch = 1 << (2 * self.size)
         first = 2 * self.size + 1
         self.gradient = {
-            leaf.number: (1 << (first + 2 * i), 1 << (first + 2 * i + 1)) for i, leaf in enumerate(self.leaves)
+            leaf.number: (1 << (first + 3 * i), 1 << (first + 3 * i + 1)) for i, leaf in enumerate(self.leaves)
         }
+        """The labels of a leaf's gradient: that of elements that train, and that of frozen ones."""
+        self.perhaps = {leaf.number: 1 << (first + 3 * i + 2) for i, leaf in enumerate(self.leaves)}
+        """The label of what may be a leaf's gradient, or another's."""
         self.labels = dict(labels or {})
         self.init = init
         self.notes = list(traced.notes)
@@ -144,8 +161,29 @@ class _Audit:
 
     # Reading.
 
-    def inputs(self, zeros: Mapping[int, tuple[Any, int]]) -> list[Value]:
-        """The values of the inputs; `zeros` says where leaves of the state are taken to be 0, and how surely."""
+    def of_gradients(self) -> dict[tuple[int, ...], program.Label]:
+        """The labels of the places where the program reads a gradient of parameters."""
+        by_path = {leaf.path: leaf for leaf in self.leaves}
+        roles = cotangents.cotangents(self.traced.closed, {leaf.place: leaf.path for leaf in self.leaves})
+        return {
+            place: self._label([by_path[path] for path in role.leaves], role.assigned) for place, role in roles.items()
+        }
+
+    def _label(self, leaves: Sequence[_Leaf], assigned: bool) -> program.Label:
+        if not assigned:
+            return program.Label(sum(self.perhaps[leaf.number] for leaf in leaves))
+        if len(leaves) == 1 and leaves[0].partly:
+            return program.Label(
+                self.gradient[leaves[0].number][0], leaves[0].frozen, self.gradient[leaves[0].number][1]
+            )
+        bits = 0
+        for leaf in leaves:
+            trained, frozen = self.gradient[leaf.number]
+            bits |= trained | frozen if leaf.partly else trained if leaf.trains is True else frozen
+        return program.Label(bits)
+
+    def inputs(self, assumed: "_Assumed") -> list[Value]:
+        """The values of the inputs, where this is assumed of leaves of the state."""
         values = []
         for place, aval in enumerate(self.avals):
             if place >= self.size and self.init is None:
@@ -162,86 +200,108 @@ class _Audit:
                 value = program.parts(place, owner.frozen, (1 << (2 * place), 1 << (2 * place + 1)))
             else:
                 value = program.whole(place, 1 << (2 * place))
-            if place in zeros:
-                value = program.zeros(value, zeros[place][0], aval.dtype, zeros[place][1])
+            if place in assumed.bounds:
+                value = program.bounded(value, *assumed.bounds[place])
+            if place in assumed.zeros:
+                where, grade = assumed.zeros[place]
+                value = program.zeros(value, where, aval.dtype, grade)
             values.append(value)
         return values
 
-    def read(self, zeros: Mapping[int, tuple[Any, int]]) -> program.Reading:
+    def read(self, assumed: "_Assumed") -> program.Reading:
         names = [*self.traced.paths, *("" for _ in self.avals[self.size :])]
-        watched = 0
-        for bits in self.gradient.values():
-            watched |= bits[0] | bits[1]
-        return program.read(self.traced.closed, self.inputs(zeros), names=names, labels=self.labels, watched=watched)
+        watched = sum(self.perhaps.values())
+        for pair in self.gradient.values():
+            watched |= pair[0] | pair[1]
+        return program.read(self.traced.closed, self.inputs(assumed), names=names, labels=self.labels, watched=watched)
 
-    def invariant(self, zeros: dict[int, tuple[Any, int]]) -> tuple[program.Reading, dict[int, tuple[Any, int]]]:
-        """The reading under all zeros that the step keeps, of those with which the state begins.
+    def invariant(self, assumed: "_Assumed") -> tuple[program.Reading, "_Assumed"]:
+        """The reading under all that the step keeps, of what holds of the state with which it begins.
 
-        Assume all, drop what the step does not map to 0 again, and repeat (Flanagan and Leino 2001, "Houdini").
+        Assume all, drop what the step does not give again, and repeat (Flanagan and Leino 2001, "Houdini").
         """
         while True:
-            reading = self.read(zeros)
-            kept: dict[int, tuple[Any, int]] = {}
-            for place, (where, grade) in zeros.items():
-                value, shape = reading.outputs[place], self.avals[place].shape
-                still = [
-                    number
-                    for number, piece in enumerate(value.pieces)
-                    if program.is_zero(piece) and not piece.condition
-                ]
-                grade = max([grade, *(value.pieces[number].grade for number in still)])
-                if value.selector is None:
-                    holds: Any = where if still else False
-                else:
-                    holds = np.isin(value.selector, still) & np.broadcast_to(where, shape)
-                if isinstance(holds, np.ndarray):
-                    holds = True if holds.all() else holds if holds.any() else False
-                if holds is not False:
-                    kept[place] = (holds, grade)
-            if all(
-                place in kept and kept[place][1] == grade and np.array_equal(kept[place][0], where)
-                for place, (where, grade) in zeros.items()
+            reading = self.read(assumed)
+            kept = _Assumed({}, {})
+            for place, (where, grade) in assumed.zeros.items():
+                holds = self._still_zero(reading.outputs[place], where, self.avals[place].shape)
+                if holds[0] is not False:
+                    kept.zeros[place] = (holds[0], max(grade, holds[1]))
+            for place, bounds in assumed.bounds.items():
+                if self._still_within(reading.outputs[place], place, bounds):
+                    kept.bounds[place] = bounds
+            if kept.bounds == assumed.bounds and all(
+                place in kept.zeros and kept.zeros[place][1] == grade and np.array_equal(kept.zeros[place][0], where)
+                for place, (where, grade) in assumed.zeros.items()
             ):
-                return reading, zeros
-            zeros = kept
+                return reading, assumed
+            assumed = kept
 
-    def given_zeros(self) -> dict[int, tuple[Any, int]]:
-        """Where the arrays of the state that are no parameters are 0."""
-        zeros: dict[int, tuple[Any, int]] = {}
+    def _still_zero(self, value: Value, where: Any, shape: Sequence[int]) -> tuple[Any, int]:
+        """Where the elements that `where` chooses are 0 in the next state, and how surely."""
+        still = [n for n, piece in enumerate(value.pieces) if program.is_zero(piece) and not piece.condition]
+        grade = max([value.pieces[number].grade for number in still], default=0)
+        if value.selector is None:
+            return (where if still else False), grade
+        holds = np.isin(value.selector, still) & np.broadcast_to(where, tuple(shape))
+        return (True if holds.all() else holds if holds.any() else False), grade
+
+    def _still_within(self, value: Value, place: int, bounds: tuple[float, float]) -> bool:
+        """Whether a number of the next state is between the bounds, or above them by no more than a counter's step."""
+        if all(piece.content == place and not piece.condition for piece in value.pieces):
+            return True
+        extent = program.extent(value)
+        step = _STEP if jax.dtypes.issubdtype(self.avals[place].dtype, np.integer) else 0
+        return extent is not None and bounds[0] <= extent[0] and extent[1] <= bounds[1] + step
+
+    def given(self) -> "_Assumed":
+        """What holds of the state that is given, of what is no parameter: zeros, and counters that are not negative.
+
+        A counter is taken to stay below 2^30, which it does for a million steps.
+        """
+        assumed = _Assumed({}, {})
         if self.init is not None:
             closed = self.init[1]
             params = [program.whole(number, 0) for number in range(len(self.leaves))]
             state = [place for place in range(self.size) if place not in self.by_place]
-            for place, value in zip(state, program.read(closed, params).outputs, strict=True):
-                if all(map(program.is_zero, value.pieces)) and self.avals[place].dtype != np.bool_:
-                    zeros[place] = (True, program.EQUAL)
-            return zeros
-        for place in range(self.size):
-            leaf = self.traced.leaves[place]
-            if place in self.by_place or isinstance(leaf, jax.ShapeDtypeStruct) or not hasattr(leaf, "dtype"):
+            begun: list[Any] = [
+                value.pieces[0].constant
+                if all(piece.content == CONSTANT and not piece.grade for piece in value.pieces)
+                else None
+                for value in program.read(closed, params).outputs
+            ]
+            numbers = dict(zip(state, begun, strict=True))
+        else:
+            numbers = {
+                place: leaf
+                for place, leaf in enumerate(self.traced.leaves[: self.size])
+                if place not in self.by_place and not isinstance(leaf, jax.ShapeDtypeStruct)
+            }
+        for place, leaf in numbers.items():
+            dtype = self.avals[place].dtype
+            if leaf is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended) or dtype == np.bool_:
                 continue
-            if (
-                jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended)
-                or leaf.dtype == np.bool_
-                or not math.prod(leaf.shape)
-            ):
-                continue
-            where = _where_zero(leaf)
-            if where is not False:
-                zeros[place] = (where, program.EQUAL)
-        return zeros
+            if self.avals[place].size and (where := _where_zero(leaf)) is not False:
+                assumed.zeros[place] = (where, program.EQUAL)
+            if self.avals[place].size == 1 and not jax.dtypes.issubdtype(dtype, np.complexfloating):
+                number = float(np.asarray(leaf).reshape(()))
+                if jax.dtypes.issubdtype(dtype, np.integer) and 0 <= number < 1 << 20 and jnp.iinfo(dtype).bits >= 32:
+                    assumed.bounds[place] = (0.0, float(1 << 30))
+                elif jax.dtypes.issubdtype(dtype, np.floating) and math.isfinite(number):
+                    assumed.bounds[place] = (min(number, 0.0) - 1, max(number, 0.0) + 1)
+        return assumed
 
     # Deciding.
 
     def report(self) -> Report:
         try:
-            reading, zeros = self.invariant(self.given_zeros())
+            reading, assumed = self.invariant(self.given())
         except program.Stop as stop:
             claims: list[tuple[_Leaf, Claim]] = [(leaf, "trains") for leaf in self.leaves if leaf.trains is not False]
             claims += [(leaf, "frozen") for leaf in self.leaves if _any(leaf.frozen)]
             undecided = [Finding(leaf.path, claim, "not decided", str(stop)) for leaf, claim in claims]
             return Report(self.subject, tuple(undecided), (*self.notes, str(stop)))
-        self.reading, self.zeros = reading, zeros
+        self.reading, self.assumed = reading, assumed
         self.notes += reading.notes
         self.reach = self._reach()
         findings = []
@@ -255,8 +315,7 @@ class _Audit:
                 findings.append(self.trains(leaf))
             if _any(leaf.frozen):
                 findings.append(self.frozen(leaf, shown.get(leaf.place)))
-        if self.labels or self.init is not None:
-            findings += [self.unseen(leaf) for leaf in self.leaves if _any(leaf.frozen)]
+        findings += [self.unseen(leaf) for leaf in self.leaves if _any(leaf.frozen)]
         findings += [self.state(leaf) for leaf in self.leaves if leaf.trains is False]
         return Report(self.subject, tuple(findings), tuple(dict.fromkeys(self.notes)))
 
@@ -379,7 +438,7 @@ class _Audit:
 
     def _reach(self) -> list[int]:
         """For each leaf of the state that is no parameter: the gradients and batches on which it depends in time."""
-        wanted = self.batch
+        wanted = self.batch | sum(self.perhaps.values())
         for pair in self.gradient.values():
             wanted |= pair[0] | pair[1]
         reach = [
@@ -408,7 +467,7 @@ class _Audit:
         """The finding on whether the elements of a leaf that train follow the batch."""
         mine = self.gradient[leaf.number]
         what = "the batch" if self.init is None else "its gradient"
-        wanted = self.batch | mine[0] | mine[1]
+        wanted = self.batch | mine[0] | mine[1] | self.perhaps[leaf.number]
         rows = self.pieces(leaf.place, leaf.trains)
         dead = [
             (number, piece)
@@ -431,16 +490,23 @@ class _Audit:
 
     def unseen(self, leaf: _Leaf) -> Finding:
         """The finding on whether trained leaves depend on the gradient of a frozen one."""
-        bit = self.gradient[leaf.number][1]
+        bit, perhaps = self.gradient[leaf.number][1], self.perhaps[leaf.number]
+        doubtful = []
         for other in self.leaves:
             if other.trains is False:
                 continue
             for _, piece in self.pieces(other.place, other.trains):
-                if (piece.depends | self._through(piece.depends, self.reach)) & bit:
+                bits = piece.depends | self._through(piece.depends, self.reach)
+                if bits & bit:
                     meeting = next((equation for bits, equation in self.reading.meetings if bits & bit), None)
                     operation = f", first in '{meeting.primitive.name}'" if meeting is not None else ""
                     detail = f"'{other.path}' depends on its gradient{operation}"
                     return Finding(leaf.path, "unseen", "refuted", detail, source=program.line_of(meeting))
+                if bits & perhaps:
+                    doubtful.append(other.path)
+        if doubtful:
+            detail = f"{paths.some(list(dict.fromkeys(doubtful)), 2)}: what a gradient there is of is not known"
+            return Finding(leaf.path, "unseen", "not decided", detail)
         return Finding(leaf.path, "unseen", "proved", "no update of a trained leaf depends on its gradient")
 
     def state(self, leaf: _Leaf) -> Finding:

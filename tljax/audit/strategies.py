@@ -7,12 +7,12 @@ import jax
 import numpy as np
 
 from tljax import batch_stats, initialization, masks, models, paths, plugins, train
-from tljax.audit import fits, problems
+from tljax.audit import fits, problems, schedules
 from tljax.audit.cases import Case, ask, at_boundary, evaluate
 from tljax.audit.cases import case as build_case
 from tljax.audit.lines import Check, changed, copy, line, same_bytes
 from tljax.models import randomness
-from tljax.types import Context, InputError, Mask, Method, ModelState, Params
+from tljax.types import Context, InputError, Mask, MaskSchedule, Method, ModelState, Params
 
 CNN = "cnn:norm=true"
 """The second model: norms, so that norm_only has something to train."""
@@ -61,7 +61,7 @@ def check_strategy(
     return [
         *checks,
         *_randomness_checks(of_models[0]),
-        *next((_training_checks(case) for case in cases if case.problem.model), []),
+        *next((_with_schedule_checks(case) for case in cases if case.problem.model), []),
     ]
 
 
@@ -94,9 +94,11 @@ def _lint(method: Method, options: Mapping[str, Any], problem: problems.Problem)
     return check, seen[0] if check.passed else None
 
 
-def _count(params: Params, mask: Mask) -> str:
-    rows = masks.table(params, mask)
-    return f"{sum(row.trained_size for row in rows)} of {sum(row.size for row in rows)} numbers train"
+def _count(params: Params, mask: Mask | MaskSchedule) -> str:
+    moves = isinstance(mask, MaskSchedule)
+    rows = masks.table(params, mask.scope if moves else mask)
+    numbers = f"{sum(row.trained_size for row in rows)} of {sum(row.size for row in rows)} numbers"
+    return f"{numbers} may train, by a schedule" if moves else f"{numbers} train"
 
 
 def _applies_to_a_model(tried: Sequence[Check]) -> str:
@@ -173,7 +175,8 @@ def _same_phases(first: Sequence[Any], second: Sequence[Any], message: str) -> N
     assert [phase.start for phase in first] == [phase.start for phase in second], message
     for a, b in zip(first, second, strict=True):
         later = masks.is_strategy(a.mask), masks.is_strategy(b.mask)
-        assert all(later) or (not any(later) and masks.equal(a.mask, b.mask)), message
+        moves = isinstance(a.mask, MaskSchedule) or isinstance(b.mask, MaskSchedule)
+        assert all(later) or (not any(later) and (a.mask == b.mask if moves else masks.equal(a.mask, b.mask))), message
 
 
 class _Proof(NamedTuple):
@@ -189,25 +192,40 @@ class _Proof(NamedTuple):
     data: train.Data
 
 
+def _with_schedule_checks(case: Case) -> list[Check]:
+    """The lines on training, after those on the schedules among a case's phases; these alone if one of them fails."""
+    found = [phase.mask for phase in case.phases if isinstance(phase.mask, MaskSchedule)]
+    lines = [check for schedule in found for check in schedules.traced(case, schedule)]
+    if any(check.passed is False for check in lines):
+        return lines
+    if len(case.phases) == 1 and found:
+        lines += schedules.trained(case, found[0])
+    return [*lines, *_training_checks(case)]
+
+
 def _training_checks(case: Case) -> list[Check]:
     """Train a case's model for a few steps; returns the lines on that."""
     model, data = case.problem.model, problems.data(case.problem.shape)
     assert model is not None
     names = ["frozen leaves keep their bytes", "trained leaves move", "one compilation a phase", "jit equals no jit"]
     try:
-        phases = [at_boundary(case, phase) for phase in case.phases]
+        phases = [
+            phase.mask if isinstance(phase.mask, MaskSchedule) else at_boundary(case, phase) for phase in case.phases
+        ]
         start = copy(case.params)
         program = fits.program(model, case.applied)
         fitted = fits.fit(program, start, phases, data, model_state=case.model_state)
-        short = fits.fit(program, case.params, fitted.masks, data, 1, case.model_state)
+        short = fits.fit(program, case.params, fitted.phases, data, 1, case.model_state)
     except (Exception, SystemExit) as error:
         return [Check(f"trains on {case.problem.name}", False, f"{type(error).__name__}: {error}")]
     proof = _Proof(case, model, fitted, short, start, data)
     promises = [_frozen_kept, _trained_moved, _compiled_once, _equals_without_jit]
     checks = [line(name, promise, proof) for name, promise in zip(names, promises, strict=True)]
     counted = line("FLOPs at most those of full training", _flops_bounded, proof)
-    if case.method.adapt:
+    moves = any(isinstance(phase.mask, MaskSchedule) for phase in case.phases)
+    if case.method.adapt or moves:
         counted = counted._replace(name="FLOPs of a step", passed=None if counted.passed is False else True)
+    if case.method.adapt:
         checks.append(line("adapt and merge keep the outputs", _outputs_kept, proof))
     return [*checks, counted]
 
@@ -218,7 +236,9 @@ def _leaves_by_phase(proof: _Proof) -> list[tuple[int, str, Any, Any, Any]]:
     for i, mask in enumerate(proof.fitted.masks):
         before, after = proof.fitted.params[i : i + 2]
         leaves = paths.items(before, after, mask, masks.static(proof.case.params, mask))
-        rows += [(i, path, b, a, masks.chosen(m) if t and masks.selects(m) else t) for path, b, a, m, t in leaves]
+        for path, b, a, m, t in leaves:
+            trains = t and path not in proof.fitted.still
+            rows.append((i, path, b, a, masks.chosen(m) if trains and masks.selects(m) else trains))
     return rows
 
 
@@ -275,7 +295,7 @@ def _equals_without_jit(proof: _Proof) -> str:
         with jax.enable_x64(True):
             case, wider = proof.case, jax.tree.map(_in_float64, (proof.case.params, proof.case.model_state))
             program = fits.program(proof.model, case.applied)
-            compiled = fits.fit(program, wider[0], proof.short.masks, proof.data, 1, wider[1]).params[-1]
+            compiled = fits.fit(program, wider[0], proof.short.phases, proof.data, 1, wider[1]).params[-1]
             wide = _largest_difference(compiled, _without_jit(proof, *wider))
         assert wide <= _ROUNDING, f"they differ by {largest:.1e}, and by {wide:.1e} in float64: more than rounding"
         counted += f", and {wide:.1e} in float64"
@@ -288,7 +308,7 @@ def _without_jit(proof: _Proof, params: Params, model_state: ModelState | None =
         case = proof.case
         program = fits.program(proof.model, case.applied)
         state = case.model_state if model_state is None else model_state
-        return fits.fit(program, params, proof.short.masks, proof.data, 1, state).params[-1]
+        return fits.fit(program, params, proof.short.phases, proof.data, 1, state).params[-1]
 
 
 def _in_float64(leaf: Any) -> Any:

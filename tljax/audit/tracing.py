@@ -139,7 +139,9 @@ def _shape(leaf: Any) -> Any:
 def _untraceable(error: Exception) -> InputError:
     where = user_line(error)
     at = f" at {where}" if where else ""
-    return InputError(f"the step cannot be traced{at} ({plugins.describe(error)[:300]}): jax.jit has to accept it")
+    words, _, _ = plugins.words(error).partition(" The error occurred while tracing")  # the function of this file
+    reason = f"{type(error).__name__}: {words[:300].rstrip('. ')}"
+    return InputError(f"the step cannot be traced{at} ({reason}): jax.jit has to accept it")
 
 
 def _impure(what: str, error: Exception | None = None) -> InputError:
@@ -166,7 +168,7 @@ def _require_pure(step: Callable[..., Any], closed: Any, function: Callable[...,
     if hasattr(step, "lower") or count(closed.jaxpr) > _MOST_TWICE:
         return
     try:
-        again: Any = jax.make_jaxpr(function)(*avals)
+        again: Any = jax.make_jaxpr(lambda *inputs: function(*inputs))(*avals)  # another function: no cached trace
     except jax.errors.UnexpectedTracerError as error:
         raise _impure("it keeps a tracer of an earlier call", error) from error
     except Exception as error:

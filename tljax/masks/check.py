@@ -110,7 +110,7 @@ def lint_schedule(params: Params, schedule: MaskSchedule, fresh: Mask | None = N
     ...
     tljax.types.InputError: the schedule's every is 0: give a whole number of steps, at least 1
     """
-    for name in ("init", "choose", *(("gradients",) if schedule.gradients is not None else ())):
+    for name in ("init", "choose"):
         if not callable(getattr(schedule, name)):
             raise InputError(f"the schedule's {name} is {plugins.shown(getattr(schedule, name))}: give a function")
     for name, words in _WORDS.items():
@@ -122,11 +122,6 @@ def lint_schedule(params: Params, schedule: MaskSchedule, fresh: Mask | None = N
         raise InputError(f"the schedule's sees is {schedule.sees!r}: give a set, as frozenset({{{schedule.sees!r}}})")
     if schedule.when == "before" and "gradients" in schedule.sees:
         raise InputError("the schedule sees gradients, and chooses before there are any: give when='after'")
-    if schedule.gradients is not None and (schedule.when == "before" or schedule.off == "live"):
-        raise InputError(
-            "the schedule gives gradients of its own: give when='after' and another off than 'live', so that it "
-            "chooses before the optimizer sees them"
-        )
     if isinstance(schedule.scope, MaskSchedule) or is_strategy(schedule.scope):
         raise InputError("the schedule's scope is no mask: give the mask of all that may train")
     try:
