@@ -1004,7 +1004,7 @@ def _leave(
         for number, mask in enumerate(outcome.masks):
             masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
         ends = {
-            end: {"step": of_end.step, **_measures(goal, of_end.test, of_end.validation)}
+            end: {"step": of_end.step, **fields_of(goal, of_end.test, of_end.validation)}
             | dict(
                 zip(
                     ("predictions", "predictions_sha256"),
@@ -1052,7 +1052,7 @@ def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Resu
     return replace(
         fit.result,
         **_counts(outcome.params, outcome.masks),
-        **_measures(goal, test, validation),
+        **fields_of(goal, test, validation),
         train_loss=last["train_loss"],
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
@@ -1069,7 +1069,7 @@ def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Resu
     )
 
 
-def _measures(goal: Objective, test: Mapping[str, Any], validation: Mapping[str, Any] | None) -> dict[str, Any]:
+def fields_of(goal: Objective, test: Mapping[str, Any], validation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields of a result that say how good parameters are, from their metrics."""
     is_accuracy = to_record(goal.metrics[0]) is None
     scores = {"test_score": test["score"], "validation_score": validation["score"] if validation else None}
