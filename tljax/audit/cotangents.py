@@ -52,7 +52,7 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
     `program` is a closed jaxpr, as `jax.make_jaxpr` gives it; `leaves` has the path of the parameter of each input that
     is one. Gradients of what is no parameter (of a batch) are left out.
 
-    >>> loss = lambda params, x: (x @ params["w"] + params["b"]).sum()
+    >>> loss = lambda params, x: (x @ params["w"] + params["b"][None]).sum()
     >>> shapes = {"b": jax.ShapeDtypeStruct((2,), "float32"), "w": jax.ShapeDtypeStruct((3, 2), "float32")}
     >>> program = jax.make_jaxpr(jax.grad(loss))(shapes, jax.ShapeDtypeStruct((5, 3), "float32"))
     >>> cotangents(program, {0: "b", 1: "w"})
@@ -229,7 +229,7 @@ class _Walk:
     ) -> list[_Value]:
         """Read an equation; what it gives."""
         context, name, inner = context.within(equation), equation.primitive.name, inner_programs(equation)
-        if name in _CALLS and inner and len(inner[0].invars) == len(operands):
+        if name in CALLS and inner and len(inner[0].invars) == len(operands):
             return self.walk(inner[0], operands, (*path, number, 0), context)
         if not context.backward:
             self.read(operands, equation.invars, path, number)
@@ -280,7 +280,7 @@ class _Walk:
         """Read the programs of a loop or a choice that holds whole gradients; what it gives."""
         derived = _union(self.role(value).derived for value in operands)
         results = []
-        for index, (program, numbers) in enumerate(zip(inner, _operands_of_programs(equation), strict=True)):
+        for index, (program, numbers) in enumerate(zip(inner, operands_of_programs(equation), strict=True)):
             begun = [self.input(self.role(operands[number])) for number in numbers]
             result = self.walk(program, begun, (*path, index), context)
             self.read(result, program.outvars, (*path, index), -1)
@@ -294,7 +294,7 @@ class _Walk:
         return outputs
 
 
-def _operands_of_programs(equation: Any) -> list[list[int]]:
+def operands_of_programs(equation: Any) -> list[list[int]]:
     """The numbers of the operands that are given to each program of a loop or a choice."""
     numbers, parameters = list(range(len(equation.invars))), equation.params
     if equation.primitive.name == "cond":
@@ -327,10 +327,11 @@ def _is_hoisted(equation: _Equation) -> bool:
 
 
 # fmt: off
-_CALLS = frozenset((
+CALLS = frozenset((
     "jit", "pjit", "closed_call", "core_call", "core_closed_call", "custom_jvp_call", "custom_vjp_call",
     "custom_vjp_call_jaxpr", "remat", "remat2", "checkpoint", "shard_map", "pmap", "xla_pmap",
 ))
+"""What gives the results of its first program on its operands."""
 _STRUCTURAL = frozenset((
     "convert_element_type", "copy", "copy_p", "reshape", "transpose", "squeeze", "expand_dims", "slice", "rev",
     "dynamic_slice", "optimization_barrier", "sharding_constraint", "device_put", "reduce_precision", "pvary",

@@ -13,13 +13,15 @@ Loops are read until nothing changes (Kildall 1973, "A unified approach to globa
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax._src import source_info_util
 from jax.extend import core
+
+from tljax.train.memory import inner_programs
 
 IDENTICAL, EQUAL, EQUAL_IF_FINITE = 0, 1, 2
 """Grades of a fact, as `report.GRADES` has them."""
@@ -114,11 +116,12 @@ def read(
     names: Sequence[str] = (),
     labels: Labels | None = None,
     watched: int = 0,
+    cut: Collection[str] = (),
 ) -> Reading:
     """Interpret a closed jaxpr on abstract values: input number i is symbol number i (see `whole`).
 
-    `watched` are the labels, such as those of gradients, of which unknown elements of one value are told apart. Raises
-    Stop if the program holds a mutable reference, which is no value.
+    `watched` are the labels, such as those of gradients, of which unknown elements of one value are told apart; they do
+    not pass primitives in `cut`. Raises Stop if the program holds a mutable reference, which is no value.
 
     >>> closed = jax.make_jaxpr(lambda a, b: (a + 0.0, a + b, b.T.T))(1.0, np.ones((2, 3), np.float32))
     >>> outputs = read(closed, [whole(0, 1), whole(1, 2)]).outputs
@@ -129,7 +132,7 @@ def read(
         Symbol(tuple(var.aval.shape), var.aval.dtype, None, names[number] if names else "")
         for number, var in enumerate(closed.jaxpr.invars)
     ]
-    reader = _Reader(symbols, labels or {}, watched)
+    reader = _Reader(symbols, labels or {}, watched, cut)
     outputs = reader.program(closed.jaxpr, closed.consts, list(inputs), ())
     return Reading(tuple(map(reader.settled, outputs)), tuple(dict.fromkeys(reader.notes)), tuple(reader.meetings))
 
@@ -221,6 +224,11 @@ def tidy(pieces: Sequence[Piece], selector: np.ndarray | None, watched: int) -> 
     return Value(tuple(merged), selector)
 
 
+def _unwatched(value: Value, watched: int) -> Value:
+    """The value without the labels that are watched."""
+    return Value(tuple(piece._replace(depends=piece.depends & ~watched) for piece in value.pieces), value.selector)
+
+
 def _alike(a: Piece, b: Piece, watched: int) -> bool:
     if a is b:
         return True
@@ -264,6 +272,11 @@ def _same_places(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return a.shape == b.shape and bool(np.array_equal(a, b))
 
 
+def _count(jaxpr: Any) -> int:
+    """The number of equations of a program, with those of programs within."""
+    return sum(1 + sum(map(_count, inner_programs(equation))) for equation in jaxpr.eqns)
+
+
 def _size(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
@@ -271,13 +284,16 @@ def _size(shape: Sequence[int]) -> int:
 class _Reader:
     """Reads one program; what it holds grows as it reads."""
 
-    def __init__(self, symbols: list[Symbol], labels: Labels, watched: int) -> None:
+    def __init__(self, symbols: list[Symbol], labels: Labels, watched: int, cut: Collection[str] = ()) -> None:
         self.symbols = symbols
         self.labels = labels
         self.watched = watched
+        self.cut = cut
         self.notes: list[str] = []
         self.meetings: list[tuple[int, Any]] = []
         self.constants: dict[int, int] = {}
+        self.unrolled = 20_000
+        """The equations that may still be read for loops that are read turn by turn."""
         self.most = min(MOST_ELEMENTS, max([1 << 20, *(_size(symbol.shape) for symbol in symbols)]))
         self._straight = np.arange(0, dtype=np.int32)
 
@@ -302,7 +318,11 @@ class _Reader:
 
         for number, equation in enumerate(jaxpr.eqns):
             values = values_of(equation.invars, number)
+            if equation.primitive.name in self.cut:
+                values = [_unwatched(value, self.watched) for value in values]
             results = self.equation(equation, values, (*path, number))
+            for result in results if self.watched else ():
+                self.meet(equation, [value.depends for value in values], result.depends)
             known.update(zip(equation.outvars, results, strict=True))
         return values_of(jaxpr.outvars, -1)
 
@@ -530,6 +550,16 @@ class _Reader:
         """Whether a piece's elements are all of its symbol's in order."""
         size = _size(self.symbols[piece.content].shape)
         return piece.places is None or (piece.places.size == size and in_order(piece))
+
+    def may_unroll(self, length: int, body: Any, outputs: Sequence[Any]) -> bool:
+        """Whether a loop is so short that it is read turn by turn."""
+        if not 0 < length <= 16 or any(_size(var.aval.shape) > self.most for var in outputs):
+            return False
+        equations = length * _count(body)
+        if equations > min(self.unrolled, 1000):
+            return False
+        self.unrolled -= equations
+        return True
 
     def straight(self, shape: Sequence[int]) -> np.ndarray:
         """The places of elements in order, as a view of an array that all share."""
@@ -1039,7 +1069,8 @@ def _bounds(piece: Piece, dtype: Any) -> _Pair | None:
 def _computed_bounds(equation: Any, pieces: Sequence[Piece]) -> _Pair | None:
     """The bounds of what an elementwise operation gives, with room for rounding; None if none are known."""
     output = equation.outvars[0].aval.dtype
-    rule = _EXTENTS.get(equation.primitive.name)
+    name, y = equation.primitive.name, equation.params.get("y")
+    rule = _whole_power(y) if name == "integer_pow" else _EXTENTS.get(name)
     if rule is None or not _number(output) or jax.dtypes.issubdtype(output, np.complexfloating):
         return None
     pairs = []
@@ -1098,11 +1129,20 @@ def _quotient(a: _Pair, b: _Pair) -> _Pair | None:
 
 
 def _power(a: _Pair, b: _Pair) -> _Pair | None:
+    if a[0] <= 0 and b[0] == b[1] >= 1 and b[0] == math.floor(b[0]) and (rule := _whole_power(int(b[0]))):
+        return rule(a)
     if a[0] <= 0 and not (a[0] == 0 and b[0] > 0):
         return None
     values = [x**y for x in a for y in b]
     # A small number's high power may be flushed to 0.
     return min(0.0, *values) if a[0] < 1 else min(values), max(values)
+
+
+def _whole_power(y: int) -> Callable[[_Pair], _Pair] | None:
+    """The bounds of integer_pow."""
+    if y < 1:
+        return None
+    return (lambda a: (_magnitude(a)[0] ** y, _magnitude(a)[1] ** y)) if y % 2 == 0 else _rising(lambda x: x**y)
 
 
 def _remainder(a: _Pair, b: _Pair) -> _Pair | None:
@@ -1541,6 +1581,8 @@ def _scan(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, 
     consts, start = values[:consts_count], values[consts_count : consts_count + carry_count]
     stacks = values[consts_count + carry_count :]
     shapes = [var.aval.shape for var in equation.outvars[:carry_count]]
+    if reader.may_unroll(parameters["length"], body.jaxpr, equation.outvars):
+        return _unrolled(reader, equation, (consts, start, stacks), path)
     rows, first = [], len(reader.symbols)
     for value, atom in zip(stacks, equation.invars[consts_count + carry_count :], strict=True):
         rows.append(_row(reader, value, atom.aval))
@@ -1560,6 +1602,50 @@ def _scan(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, 
         for value, var in zip(after[carry_count:], equation.outvars[carry_count:], strict=True)
     ]
     return [*carry, *stacked]
+
+
+def _unrolled(
+    reader: _Reader, equation: Any, operands: tuple[list[Value], list[Value], list[Value]], path: tuple[int, ...]
+) -> list[Value]:
+    """A loop of few turns, turn by turn, in which constants and what is frozen may differ from row to row."""
+    parameters = equation.params
+    body, carry_count, length = parameters["jaxpr"], parameters["num_carry"], parameters["length"]
+    consts, carry, stacks = operands
+    shapes = [atom.aval.shape for atom in equation.invars[len(consts) + len(carry) :]]
+    results: list[list[Value]] = [[] for _ in range(length)]
+    for turn in reversed(range(length)) if parameters["reverse"] else range(length):
+        take = operator.itemgetter(turn)
+        rows = [reader.moved(value, (shape, shape[1:]), take) for value, shape in zip(stacks, shapes, strict=True)]
+        after = reader.program(body.jaxpr, body.consts, [*consts, *carry, *rows], (*path, 0))
+        carry, results[turn] = after[:carry_count], after[carry_count:]
+    piles = [
+        _piled(reader, equation, [row[number] for row in results], var.aval.shape)
+        for number, var in enumerate(equation.outvars[carry_count:])
+    ]
+    return [*carry, *piles]
+
+
+def _piled(reader: _Reader, equation: Any, rows: Sequence[Value], shape: Sequence[int]) -> Value:
+    """The stack of values, one a row."""
+    if all(row is rows[0] and row.selector is None and row.pieces[0].content < 0 for row in rows):
+        return rows[0]
+    pieces = [piece for row in rows for piece in row.pieces]
+    known = any(piece.content != UNKNOWN or piece.depends & reader.watched for piece in pieces)
+    contents = sum(piece.content >= 0 for piece in pieces)
+    if not known or len(pieces) > 250 or _size(shape) * max(1, contents) > reader.most:
+        return Value((_unlike(pieces),))
+    result: list[Piece] = []
+    selectors = []
+    for number, row in enumerate(rows):
+        selector = np.zeros(tuple(shape[1:]), np.uint8) if row.selector is None else row.selector
+        selectors.append(selector + np.uint8(len(result)))
+        for piece in row.pieces:
+            if piece.content >= 0:
+                places = np.zeros(tuple(shape), np.int32)
+                places[number] = reader.straight(shape[1:]) if piece.places is None else piece.places
+                piece = piece._replace(places=places)
+            result.append(piece)
+    return _together(reader, result, np.stack(selectors))
 
 
 def _row(reader: _Reader, value: Value, aval: Any) -> Value:

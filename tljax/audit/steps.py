@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import cotangents, numbers, program, tracing
+from tljax.audit import cotangents, idle, leaks, numbers, program, tracing
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
 from tljax.types import InputError, Mask, Params
@@ -36,12 +36,12 @@ def step(
     state, and if the mask does not fit the parameters.
 
     >>> def descend(params, batch):
-    ...     gradients = jax.grad(lambda params: ((batch @ params["w"] + params["b"]) ** 2).sum())(params)
+    ...     gradients = jax.grad(lambda params: ((batch @ params["w"] + params["b"][None]) ** 2).sum())(params)
     ...     return {"w": params["w"] - 0.1 * gradients["w"], "b": params["b"] * 0.99}
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
     >>> report = step(descend, params, jnp.ones((4, 3)), {"w": True, "b": False})
     >>> [(finding.path, finding.claim, finding.verdict) for finding in report.findings]
-    [('b', 'frozen', 'refuted'), ('w', 'trains', 'proved'), ('b', 'state', 'proved')]
+    [('b', 'frozen', 'refuted'), ('w', 'trains', 'proved'), ('b', 'unseen', 'proved'), ('b', 'state', 'proved')]
     """
     traced = tracing.trace(step, state, batch, params)
     audit = _Audit(traced, mask, _name(step))
@@ -152,6 +152,8 @@ class _Audit:
         self.labels = dict(labels or {})
         self.init = init
         self.notes = list(traced.notes)
+        self.roles: dict[tuple[int, ...], cotangents.Cotangent] = {}
+        self.without_finite: program.Reading | None = None
 
     def _owner(self, place: int) -> _Leaf | None:
         """The parameter whose path ends the path of a leaf of the state, if there is one: the longest."""
@@ -164,14 +166,18 @@ class _Audit:
     def of_gradients(self) -> dict[tuple[int, ...], program.Label]:
         """The labels of the places where the program reads a gradient of parameters."""
         by_path = {leaf.path: leaf for leaf in self.leaves}
-        roles = cotangents.cotangents(self.traced.closed, {leaf.place: leaf.path for leaf in self.leaves})
+        places = {leaf.place: leaf.path for leaf in self.leaves}
+        self.roles = cotangents.cotangents(self.traced.closed, places)
         return {
-            place: self._label([by_path[path] for path in role.leaves], role.assigned) for place, role in roles.items()
+            place: self._label([by_path[path] for path in role.leaves], role.assigned)
+            for place, role in self.roles.items()
         }
 
     def _label(self, leaves: Sequence[_Leaf], assigned: bool) -> program.Label:
         if not assigned:
             return program.Label(sum(self.perhaps[leaf.number] for leaf in leaves))
+        if any(leaf.trains is True for leaf in leaves):  # what a trained leaf shares is its own gradient
+            leaves = [leaf for leaf in leaves if leaf.trains is True]
         if len(leaves) == 1 and leaves[0].partly:
             return program.Label(
                 self.gradient[leaves[0].number][0], leaves[0].frozen, self.gradient[leaves[0].number][1]
@@ -208,12 +214,16 @@ class _Audit:
             values.append(value)
         return values
 
-    def read(self, assumed: "_Assumed") -> program.Reading:
+    def read(self, assumed: "_Assumed", cut: tuple[str, ...] = ()) -> program.Reading:
+        """Read the program; the labels of gradients do not pass the primitives in `cut`."""
         names = [*self.traced.paths, *("" for _ in self.avals[self.size :])]
-        watched = sum(self.perhaps.values())
-        for pair in self.gradient.values():
-            watched |= pair[0] | pair[1]
-        return program.read(self.traced.closed, self.inputs(assumed), names=names, labels=self.labels, watched=watched)
+        watched = self._gradients() | sum(self.perhaps.values())
+        for place, owner in [*self.owner.items(), *self.by_place.items()]:
+            if owner is not None and owner.partly:  # moments of elements that train stay apart from those that do not
+                watched |= 3 << (2 * place)
+        return program.read(
+            self.traced.closed, self.inputs(assumed), names=names, labels=self.labels, watched=watched, cut=cut
+        )
 
     def invariant(self, assumed: "_Assumed") -> tuple[program.Reading, "_Assumed"]:
         """The reading under all that the step keeps, of what holds of the state with which it begins.
@@ -304,6 +314,7 @@ class _Audit:
         self.reading, self.assumed = reading, assumed
         self.notes += reading.notes
         self.reach = self._reach()
+        self.unexplained = self._unexplained()
         findings = []
         moved: dict[int, Any] = {}
         for leaf in self.leaves:
@@ -317,6 +328,8 @@ class _Audit:
                 findings.append(self.frozen(leaf, shown.get(leaf.place)))
         findings += [self.unseen(leaf) for leaf in self.leaves if _any(leaf.frozen)]
         findings += [self.state(leaf) for leaf in self.leaves if leaf.trains is False]
+        if self.init is None:
+            findings += self.idle()
         return Report(self.subject, tuple(findings), tuple(dict.fromkeys(self.notes)))
 
     def _shown(self, moved: Mapping[int, Any]) -> dict[int, numbers.Shown]:
@@ -436,31 +449,35 @@ class _Audit:
         alone = " alone, as decay does" if names == ["itself"] else ""
         return f"depends on {', '.join(names)}{alone}"
 
-    def _reach(self) -> list[int]:
-        """For each leaf of the state that is no parameter: the gradients and batches on which it depends in time."""
-        wanted = self.batch | sum(self.perhaps.values())
-        for pair in self.gradient.values():
-            wanted |= pair[0] | pair[1]
-        reach = [
-            0 if place in self.by_place else self.reading.outputs[place].depends & wanted for place in range(self.size)
-        ]
+    def _reach(self) -> dict[int, int]:
+        """For each label of a leaf of the state that is no parameter: the gradients and batches that it follows."""
+        wanted = self.batch | self._gradients() | sum(self.perhaps.values())
+        depends: dict[int, int] = {}
+        for place, owner in self.owner.items():
+            value = self.reading.outputs[place]
+            for part, label in enumerate((2 * place, 2 * place + 1)):
+                depends[label] = value.depends
+                if owner is None or not owner.partly or value.selector is None:
+                    continue
+                if owner.frozen.shape == value.selector.shape:
+                    depends[label] = 0
+                    for _, piece in self.pieces(place, owner.frozen if part else ~owner.frozen):
+                        depends[label] |= piece.depends
+        reach = {label: bits & wanted for label, bits in depends.items()}
         changed = True
         while changed:
             changed = False
-            for place in range(self.size):
-                if place in self.by_place:
-                    continue
-                bits = reach[place] | self._through(self.reading.outputs[place].depends, reach)
-                changed = changed or bits != reach[place]
-                reach[place] = bits
+            for label, before in list(reach.items()):
+                reach[label] = before | self._through(depends[label], reach)
+                changed = changed or reach[label] != before
         return reach
 
-    def _through(self, bits: int, reach: Sequence[int]) -> int:
+    def _through(self, bits: int, reach: Mapping[int, int]) -> int:
         """The gradients and batches on which what depends on `bits` depends through the state."""
         result = 0
-        for place in self.owner:
-            if bits >> (2 * place) & 3:
-                result |= reach[place]
+        for label, reached in reach.items():
+            if bits >> label & 1:
+                result |= reached
         return result
 
     def trains(self, leaf: _Leaf) -> Finding:
@@ -491,23 +508,85 @@ class _Audit:
     def unseen(self, leaf: _Leaf) -> Finding:
         """The finding on whether trained leaves depend on the gradient of a frozen one."""
         bit, perhaps = self.gradient[leaf.number][1], self.perhaps[leaf.number]
-        doubtful = []
+        doubtful: dict[str, None] = {}
         for other in self.leaves:
             if other.trains is False:
                 continue
             for _, piece in self.pieces(other.place, other.trains):
                 bits = piece.depends | self._through(piece.depends, self.reach)
                 if bits & bit:
-                    meeting = next((equation for bits, equation in self.reading.meetings if bits & bit), None)
-                    operation = f", first in '{meeting.primitive.name}'" if meeting is not None else ""
-                    detail = f"'{other.path}' depends on its gradient{operation}"
-                    return Finding(leaf.path, "unseen", "refuted", detail, source=program.line_of(meeting))
+                    return self.leak(leaf, other)
                 if bits & perhaps:
-                    doubtful.append(other.path)
+                    doubtful[other.path] = None
         if doubtful:
-            detail = f"{paths.some(list(dict.fromkeys(doubtful)), 2)}: what a gradient there is of is not known"
+            detail = f"{paths.some(list(doubtful), 2)}: a gradient on which it depends may be that of '{leaf.path}'"
             return Finding(leaf.path, "unseen", "not decided", detail)
+        if self.unexplained:
+            detail = f"{paths.some(self.unexplained, 2)} follows the batch by no backward pass of JAX: its gradient is"
+            return Finding(leaf.path, "unseen", "not decided", f"{detail} not told from other numbers")
         return Finding(leaf.path, "unseen", "proved", "no update of a trained leaf depends on its gradient")
+
+    def leak(self, leaf: _Leaf, other: _Leaf) -> Finding:
+        """The finding that a trained leaf depends on the gradient of a frozen one, with the operation that mixes it."""
+        bit, others = self.gradient[leaf.number][1], self._gradients() & ~self.gradient[leaf.number][1]
+        through = [place for place in range(self.size) if self.reading.outputs[place].depends & bit]
+        mixed = leaks.mixing(self.traced.closed, [other.place, *through], self.reading.meetings, bit, others)
+        if self.without_finite is None:
+            self.without_finite = self.read(self.assumed, cut=("is_finite",))
+        what = "its gradient"
+        if not any(output.depends & bit for output in self.without_finite.outputs):
+            what = "whether its gradient is finite"
+        by = f", by {leaks.operation(mixed)}" if mixed is not None else ""
+        detail = f"'{other.path}' depends on {what}{by}"
+        return Finding(leaf.path, "unseen", "refuted", detail, source=program.line_of(mixed))
+
+    def _gradients(self) -> int:
+        """The labels of all gradients."""
+        bits = 0
+        for trained, frozen in self.gradient.values():
+            bits |= trained | frozen
+        return bits
+
+    def _unexplained(self) -> list[str]:
+        """The leaves that train by the batch and by no gradient that is known as one."""
+        if self.init is not None:
+            return []
+        known = self._gradients() | sum(self.perhaps.values())
+        names = []
+        for leaf in self.leaves:
+            if leaf.trains is False:
+                continue
+            bits = 0
+            for _, piece in self.pieces(leaf.place, leaf.trains):
+                bits |= piece.depends | self._through(piece.depends, self.reach)
+            if bits & self.batch and not bits & known:
+                names.append(leaf.path)
+        return names
+
+    def idle(self) -> list[Finding]:
+        """The findings on what a step computes for nobody."""
+        reaching = 0
+        for output in self.reading.outputs:
+            reaching |= output.depends
+        unused = {
+            leaf.path
+            for leaf in self.leaves
+            if leaf.trains is False and not reaching & (self.gradient[leaf.number][1] | self.perhaps[leaf.number])
+        }
+        unread = [place for place, role in self.roles.items() if set(role.leaves) <= unused]
+        costly = sorted({path for place in unread for path in self.roles[place].leaves})
+        kept = [
+            place
+            for place, output in enumerate(self.reading.outputs)
+            if output.selector is None
+            and output.pieces[0].content == place
+            and output.pieces[0].grade == program.IDENTICAL
+            and not output.pieces[0].condition
+            and program.in_order(output.pieces[0])
+        ]
+        return idle.findings(
+            self.traced.whole, self.size, self.traced.paths, kept, set(self.traced.positions), unread, costly
+        )
 
     def state(self, leaf: _Leaf) -> Finding:
         """The finding on what a frozen leaf owns of the state."""

@@ -20,7 +20,9 @@ class Traced(NamedTuple):
     """A step as a program from the leaves of its state and of a batch to the leaves of its next state."""
 
     closed: Any
-    """The closed jaxpr."""
+    """The closed jaxpr, which gives the next state."""
+    whole: Any
+    """The closed jaxpr that gives the next state, and then the other arrays that the step gives."""
     paths: tuple[str, ...]
     """The path of each leaf of the state."""
     leaves: tuple[Any, ...]
@@ -59,19 +61,26 @@ def trace(step: Callable[..., Any], state: Any, batch: Any, params: Callable[[An
         fixed = [name for name, number in zip(names, numbers, strict=True) if number]
         notes.append(f"numbers of Python are taken as they are: {paths.some(fixed)}")
         dynamic = arrays
-    closed, picked, shapes = result
+    whole, picked, shapes = result
     kept = [number for number, is_dynamic in enumerate(dynamic) if is_dynamic]
     places = {old: new for new, old in enumerate(kept)}
     given = [leaves[number] for number in kept]
     given += [leaf for leaf, is_dynamic in zip(batch_leaves, of_batch, strict=True) if is_dynamic]
     return Traced(
-        closed,
+        _of_state(whole, len(kept)),
+        whole,
         tuple(names[number] for number in kept),
         tuple(given),
         tuple(places[number] for number in picked),
         shapes,
         tuple(notes),
     )
+
+
+def _of_state(whole: Any, count: int) -> Any:
+    """A program that gives the first results of another."""
+    names = whole.jaxpr.debug_info.with_unknown_names()
+    return whole.replace(jaxpr=whole.jaxpr.replace(outvars=whole.jaxpr.outvars[:count], debug_info=names))
 
 
 def _is_array(leaf: Any) -> bool:
@@ -109,7 +118,9 @@ def _traced(
         picked[:], shapes[:] = places, [shape]
         result = step(state, jax.tree.unflatten(batch_tree, batch))
         after = _next_state(result, tree)
-        return _matched(state_leaves, after, dynamic, names)
+        of_state = {id(leaf) for leaf in jax.tree.leaves(after)}
+        others = [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array) and id(leaf) not in of_state]
+        return _matched(state_leaves, after, dynamic, names) + others
 
     avals = [leaf for leaf, moves in zip(leaves, dynamic, strict=True) if moves]
     avals += [leaf for leaf, moves in zip(batch_leaves, batch_dynamic, strict=True) if moves]
@@ -292,7 +303,7 @@ def _next_state(result: Any, tree: Any) -> Any:
             shared = set(paths.names(candidate)) & set(paths.names(state))
         except InputError:
             continue
-        if shared or candidate is result:
+        if shared:
             paths.same_structure(state, candidate, "the state", "what the step gives")
     raise InputError(
         "the step gives no state like the one that it is given: return the new state, alone or before all else"
@@ -326,7 +337,10 @@ def _matched(before: Sequence[Any], after: Any, dynamic: Sequence[bool], names: 
 def _of_modules(
     step: Callable[..., Any], state: Any, params: Callable[[Any], Any] | None
 ) -> tuple[Callable[..., Any], Any, Callable[[Any], Any] | None, Callable[[str], str]]:
-    """A step that changes modules of NNX in place, as a function of their state: (step, state, params, rename)."""
+    """A step that changes modules of NNX in place, as a function of their state: (step, state, params, rename).
+
+    That function gives the next state and what the step gives.
+    """
     nnx: Any = sys.modules.get("flax.nnx")  # a caller with modules has imported it; importing it takes two seconds
     is_module = nnx is not None and isinstance(state, nnx.Module | nnx.Optimizer)
     is_pair = (
@@ -343,12 +357,12 @@ def _of_modules(
 
     def pure(leaves: Any, batch: Any) -> Any:
         merged = nnx.merge(graph, leaves)
-        _call(step, merged, batch, is_pair)
+        result = _call(step, merged, batch, is_pair)
         _, after = nnx.split(merged)
         before: Any = jax.tree.structure(leaves)
         if jax.tree.structure(after) != before:
             paths.same_structure(leaves, after, "the modules' state", "what the step leaves of it")
-        return after
+        return after, result
 
     def picked(leaves: Any) -> Any:
         if pick is not None:

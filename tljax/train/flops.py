@@ -104,10 +104,11 @@ _MOVES = frozenset((
 
 def _of_jaxpr(jaxpr: Any) -> float:
     """FLOPs of a program, with those of the programs within it."""
-    return sum((_of_equation(equation) for equation in jaxpr.eqns), start=0.0)
+    return sum((of_equation(equation) for equation in jaxpr.eqns), start=0.0)
 
 
-def _of_equation(equation: Any) -> float:
+def of_equation(equation: Any) -> float:
+    """FLOPs of an equation of a traced program, as `of` counts them."""
     name, parameters = equation.primitive.name, equation.params
     inner = inner_programs(equation)
     inputs = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
