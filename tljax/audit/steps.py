@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import cotangents, idle, leaks, numbers, program, tracing
+from tljax.audit import cotangents, idle, leaks, numbers, program, rates, tracing
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
 from tljax.types import InputError, Mask, Params
@@ -108,6 +108,8 @@ class _Leaf:
     trains: bool | np.ndarray
     """Whether it trains, or which of its elements do."""
     number: int
+    rate: float = 1.0
+    """The number by which the mask scales its update; 1.0 for True, and for numbers of elements."""
 
     @property
     def partly(self) -> bool:
@@ -136,7 +138,7 @@ class _Audit:
         self.size = len(traced.paths)
         leaves = masks.canonical(traced.params, mask)
         self.leaves = [
-            _Leaf(path, place, _trains(m, self.avals[place].shape), number)
+            _Leaf(path, place, _trains(m, self.avals[place].shape), number, m if isinstance(m, float) else 1.0)
             for number, (place, (path, m)) in enumerate(zip(traced.positions, paths.items(leaves), strict=True))
         ]
         self.by_place = {leaf.place: leaf for leaf in self.leaves}
@@ -154,6 +156,8 @@ class _Audit:
         self.notes = list(traced.notes)
         self.roles: dict[tuple[int, ...], cotangents.Cotangent] = {}
         self.without_finite: program.Reading | None = None
+        self.begun: dict[int, Any] = {}
+        """The leaves of the state that are no parameters, as far as it is known how they begin."""
 
     def _owner(self, place: int) -> _Leaf | None:
         """The parameter whose path ends the path of a leaf of the state, if there is one: the longest."""
@@ -287,6 +291,7 @@ class _Audit:
                 for place, leaf in enumerate(self.traced.leaves[: self.size])
                 if place not in self.by_place and not isinstance(leaf, jax.ShapeDtypeStruct)
             }
+        self.begun = numbers
         for place, leaf in numbers.items():
             dtype = self.avals[place].dtype
             if leaf is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended) or dtype == np.bool_:
@@ -328,6 +333,7 @@ class _Audit:
                 findings.append(self.frozen(leaf, shown.get(leaf.place)))
         findings += [self.unseen(leaf) for leaf in self.leaves if _any(leaf.frozen)]
         findings += [self.state(leaf) for leaf in self.leaves if leaf.trains is False]
+        findings += self.rates()
         if self.init is None:
             findings += self.idle()
         return Report(self.subject, tuple(findings), tuple(dict.fromkeys(self.notes)))
@@ -563,6 +569,64 @@ class _Audit:
                 names.append(leaf.path)
         return names
 
+    def rates(self) -> list[Finding]:
+        """The findings on whether leaves move by the numbers of the mask, where it has numbers."""
+        moving = [
+            rates.Leaf(leaf.path, leaf.place, leaf.rate) for leaf in self.leaves if leaf.trains is True and leaf.rate
+        ]
+        if all(leaf.rate == 1 for leaf in moving):
+            return []
+        gradients = {place for place, role in self.roles.items() if role.assigned}
+        names: list[tuple[Any, bool]] = []
+        for place in range(len(self.avals)):
+            if place in self.by_place:
+                names.append(("value", False))
+            elif place >= self.size:
+                names.append((("batch", place), False) if self.init is None else ("gradient", True))
+            else:
+                names.append(self._name_of_state(place))
+        return rates.findings(self.traced.closed, gradients, names, moving, self._filled)
+
+    def _name_of_state(self, place: int) -> tuple[Any, bool]:
+        """What a leaf of the state is, in words that it shares with those of other leaves and groups of leaves.
+
+        A number of the state is the same as another if both begin as the same number.
+        """
+        path, owner = self.traced.paths[place], self.owner[place]
+        kind = (path.removesuffix(f"/{owner.path}") if owner else path).rpartition("/inner_state/")[2]
+        if owner is not None:
+            return ("state", kind), True
+        leaf = self.begun.get(place)
+        if leaf is None or jax.dtypes.issubdtype(self.avals[place].dtype, jax.dtypes.extended):
+            return ("state", path), False
+        if place in self.kept() and np.ndim(leaf) == 0:
+            return np.asarray(leaf)[()], False
+        return ("state", kind, np.asarray(leaf).tobytes()), False
+
+    def _filled(self, value: float) -> list[Any]:
+        """Numbers for the inputs, with this value for all parameters, and 0 for what is not known of the rest."""
+        inputs = numbers.sample(self.traced.leaves, self.traced.positions, self.size, everything=False)
+        for place in self.by_place:
+            inputs[place] = jnp.full(self.avals[place].shape, value, self.avals[place].dtype)
+        if self.init is not None:
+            begun = iter(self._begun([inputs[place] for place in self.traced.positions]))
+            inputs[: self.size] = [
+                inputs[place] if place in self.by_place else next(begun) for place in range(self.size)
+            ]
+        return inputs
+
+    def kept(self) -> list[int]:
+        """The places of the leaves of the state that every step gives back as they are."""
+        return [
+            place
+            for place, output in enumerate(self.reading.outputs)
+            if output.selector is None
+            and output.pieces[0].content == place
+            and output.pieces[0].grade == program.IDENTICAL
+            and not output.pieces[0].condition
+            and program.in_order(output.pieces[0])
+        ]
+
     def idle(self) -> list[Finding]:
         """The findings on what a step computes for nobody."""
         reaching = 0
@@ -575,17 +639,8 @@ class _Audit:
         }
         unread = [place for place, role in self.roles.items() if set(role.leaves) <= unused]
         costly = sorted({path for place in unread for path in self.roles[place].leaves})
-        kept = [
-            place
-            for place, output in enumerate(self.reading.outputs)
-            if output.selector is None
-            and output.pieces[0].content == place
-            and output.pieces[0].grade == program.IDENTICAL
-            and not output.pieces[0].condition
-            and program.in_order(output.pieces[0])
-        ]
         return idle.findings(
-            self.traced.whole, self.size, self.traced.paths, kept, set(self.traced.positions), unread, costly
+            self.traced.whole, self.size, self.traced.paths, self.kept(), set(self.traced.positions), unread, costly
         )
 
     def state(self, leaf: _Leaf) -> Finding:
