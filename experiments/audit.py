@@ -195,7 +195,11 @@ def _of_checkpoints(audit_flags: AuditFlags) -> "Report":
         report = audit.checkpoints(before, after, audit_flags.mask)
     except InputError as error:
         raise InputError(f"--before={audit_flags.before}, --after={audit_flags.after}: {error}") from error
-    return replace(report, subject=f"{audit_flags.before} to {audit_flags.after}")
+    names = [
+        " ".join(filter(None, names))
+        for names in ((audit_flags.before, audit_flags.before_fit), (audit_flags.after, audit_flags.after_fit))
+    ]
+    return replace(report, subject=" to ".join(names))
 
 
 def _opened(name: str, place: str, fit: str | None) -> Any:

@@ -92,6 +92,17 @@ def tasks(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def even_tasks(tmp_path_factory) -> Path:
+    """A folder of two small tasks of four classes each, whose models have the same shapes: digits.npz, clothes.npz."""
+    from test_programs import write_task
+
+    folder = tmp_path_factory.mktemp("tasks")
+    write_task(folder / "digits.npz", 0, 4)
+    write_task(folder / "clothes.npz", 1, 4, ["shirt", "coat", "bag", "shoe"])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def finished(tasks, tmp_path_factory) -> tuple[Path, list[dict]]:
     """(run directory, lines of results) of a run on them; tests leave it as it is."""
     from test_programs import arguments

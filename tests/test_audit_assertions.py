@@ -102,6 +102,16 @@ def test_a_refuted_leaf_is_not_accepted_as_undecided():
     assert "refuted  frozen  body/bias" in table(moved, PARAMS, BATCH, MASK, undecided="**")
 
 
+def test_a_leak_fails_unless_it_is_allowed():
+    labels = {"body": {"kernel": "frozen", "bias": "frozen"}, "head": {"kernel": "trained"}}
+    inner = optax.partition({"trained": optax.sgd(0.1), "frozen": optax.set_to_zero()}, labels)
+    tx = optax.chain(optax.clip_by_global_norm(1.0), inner)
+    text = table(*with_optax(tx), BATCH, MASK)
+    assert "refuted  unseen  body/kernel" in text and "'head/kernel' depends on its gradient" in text
+    audit.frozen(*with_optax(tx), BATCH, MASK, leaks=True)
+    audit.frozen(*with_optax(inner), BATCH, MASK)
+
+
 def test_a_load_that_loaded_nothing_fails():
     fresh = jax.tree.map(lambda leaf: leaf * 0.5, PARAMS)
     loaded = {**fresh, "body": PARAMS["body"]}

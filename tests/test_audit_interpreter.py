@@ -11,6 +11,8 @@ from tljax.audit.program import CONSTANT, EQUAL, EQUAL_IF_FINITE, IDENTICAL, UNK
 A, B = (np.arange(12, dtype=np.float32).reshape(3, 4) + shift for shift in (1, 101))
 ROW = np.ones(4, np.float32)
 MASK = A < 6
+LONG = np.ones((20, 4), np.float32)
+"""More rows than a loop is read for turn by turn."""
 BOOLS = jax.ShapeDtypeStruct((3, 4), bool)
 COUNT = np.int32(3)
 
@@ -24,14 +26,15 @@ def read(function, *arguments):
 
 def facts(value):
     """(content, grade) of each piece, and whether symbols' elements stand in order."""
+    wheres = [None if value.selector is None else value.selector == number for number in range(len(value.pieces))]
     return [
-        (piece.content, piece.grade) if piece.content < 0 or program.in_order(piece) else "moved"
-        for piece in value.pieces
+        (piece.content, piece.grade) if piece.content < 0 or program.in_order(piece, where) else "moved"
+        for piece, where in zip(value.pieces, wheres, strict=True)
     ]
 
 
 def loop(body, *start):
-    return jax.lax.fori_loop(0, 5, lambda _, carry: body(*carry), start)
+    return jax.lax.fori_loop(0, 50, lambda _, carry: body(*carry), start)
 
 
 KEPT = {
@@ -67,7 +70,7 @@ KEPT = {
 @pytest.mark.parametrize("name", KEPT)
 def test_what_keeps_an_input(name):
     function, grade = KEPT[name]
-    argument = jax.ShapeDtypeStruct(A.shape, jnp.bfloat16) if "wider" in name else A
+    argument = jax.ShapeDtypeStruct(A.shape, jnp.bfloat16) if "wider" in name else LONG if "row" in name else A
     (value,) = read(function, argument).outputs
     assert facts(value) == [(0, grade)] and value.depends == 1
 
@@ -79,8 +82,8 @@ CHANGED = {
     "plus a tiny number": lambda a: a + 1e-30,
     "a loop that doubles": lambda a: loop(lambda x, y: (x * 2, y), a, a)[0],
     "a loop that swaps": lambda a: loop(lambda x, y: (y, x), a, a + 1)[0],
-    "the last row": lambda a: jax.lax.scan(lambda c, row: (row, c), a[0], a)[1],
-    "the parts of rows": lambda a: jax.lax.scan(lambda c, row: (c, row[:1]), 0.0, a)[1],
+    "the row before": lambda a: jax.lax.scan(lambda c, row: (row, c), a[0], a)[1],
+    "parts of rows": lambda a: jax.lax.scan(lambda c, row: (c, row[:1]), 0.0, a)[1],
     "one branch": lambda a: jax.lax.cond(a[0, 0] > 0, lambda a: a, lambda a: 2 * a, a),
     "a while loop": lambda a: jax.lax.while_loop(lambda c: c[0, 0] < 9, lambda c: c * 2, a),
     "sorted": lambda a: jnp.sort(a),
@@ -91,7 +94,7 @@ CHANGED = {
 
 @pytest.mark.parametrize("name", CHANGED)
 def test_what_changes_an_input(name):
-    (value,) = read(CHANGED[name], A).outputs
+    (value,) = read(CHANGED[name], LONG if "row" in name else A).outputs
     assert facts(value) == [(UNKNOWN, IDENTICAL)] and value.depends == 1
 
 
@@ -104,6 +107,18 @@ def test_elements_that_change_places(function):
 def test_leaves_that_change_places():
     values = read(lambda a, b: (b, a), A, B).outputs
     assert [facts(value) for value in values] == [[(1, IDENTICAL)], [(0, IDENTICAL)]]
+
+
+def test_a_short_loop_is_read_turn_by_turn():
+    def swapped(turns):
+        return lambda a, b: jax.lax.fori_loop(0, turns, lambda _, pair: pair[::-1], (a, b))
+
+    assert [facts(value) for value in read(swapped(3), A, B).outputs] == [[(1, IDENTICAL)], [(0, IDENTICAL)]]
+    assert [facts(value) for value in read(swapped(4), A, B).outputs] == [[(0, IDENTICAL)], [(1, IDENTICAL)]]
+    on = np.array([True, False, True])
+    rows = lambda a, b: jax.lax.scan(lambda c, r: (c, jnp.where(r[2], r[1], r[0])), 0.0, (a, b, on))[1]  # noqa: E731
+    (value,) = read(rows, A, B).outputs
+    assert facts(value) == [(1, IDENTICAL), (0, IDENTICAL)] and np.array_equal(value.selector[:, 0] == 0, on)
 
 
 def test_a_constant_mask_tells_elements_apart():
@@ -206,7 +221,7 @@ def test_the_line_of_an_equation_is_the_users():
     import optax
 
     closed = jax.make_jaxpr(lambda a: optax.apply_updates(a, a * 0.5))(A)
-    assert program.line_of(closed.jaxpr.eqns[-1]).startswith("test_audit_program.py:")
+    assert program.line_of(closed.jaxpr.eqns[-1]).startswith("test_audit_interpreter.py:")
 
 
 def test_constants_are_folded_where_no_rounding_can_change_them():

@@ -27,8 +27,8 @@ def anyone_s_jax():
 
 
 def told(report):
-    """{(claim, path)} of what a report refutes."""
-    return {(finding.claim, finding.path) for finding in report.refuted}
+    """{(claim, path)} of what a report refutes, and of what it proves to be idle."""
+    return {(finding.claim, finding.path) for finding in (*report.refuted, *report.of("idle", "proved"))}
 
 
 def harmed(bug, clean):
@@ -53,7 +53,7 @@ def test_a_planted_bug_does_harm_and_the_clean_loop_none(name):
     assert not harmed(BUGS[name], clean=True)
     claim = BUGS[name].claims[0][0]
     proved = {finding.path for finding in audited(name, False).of(claim, "proved")}
-    assert name in FALSELY_PROVED or not proved & harmed_paths
+    assert claim == "idle" or name in FALSELY_PROVED or not proved & harmed_paths
 
 
 @pytest.mark.slow
@@ -97,35 +97,27 @@ MISSED = {
     "unread_scales": "no claim is made of rates",
     "scale_before_adam": "no claim is made of rates",
     "one_layer_too_deep": "no claim is made of rates",
-    "the_same_dropout": "no claim is made of randomness",
-    "clip_norm_over_frozen_gradients": "cotangents are not assigned",
-    "spikes_of_frozen_gradients": "cotangents are not assigned",
-    "norm_of_accumulated_gradients": "cotangents are not assigned",
 }
 """Bugs that the audit does not find, and why."""
 
 FALSELY_PROVED = {"both_factors_zero"}
 """Of what is read as structure, not as numbers: that a factor is zero."""
 
-UNDECIDED = {
-    "layers_of_the_first_draw": "a scan's constant arrays are not known iteration by iteration",
-}
-"""Planted forms of which something is not decided, and why."""
+COSTS = {"state", "idle"}
+"""Claims that are of waste: what they say of a loop is no alarm, and is true of some that have no bug."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
-def test_the_audit_refutes_what_a_planted_bug_breaks(name):
+def test_the_audit_refutes_what_a_planted_bug_breaks(name, request):
     if name in MISSED:
-        pytest.xfail(MISSED[name])
+        request.applymarker(pytest.mark.xfail(reason=MISSED[name], strict=False))
     report = audited(name, False)
     for claim, path in BUGS[name].claims:
-        findings = [finding for finding in report.of(claim, "refuted") if path in finding.path]
-        assert findings, report.table()
-        assert claim != "frozen" or all(finding.grade == "changed" for finding in findings)
-    broken = {claim for claim, _ in BUGS[name].claims} | {"state"}
-    assert {claim for claim, _ in told(report)} <= broken, report.table()
-    assert bool(report.undecided) == (name in UNDECIDED), report.table()
+        assert any(claim == other and path in leaf for other, leaf in told(report)), report.table()
+    assert all(finding.grade == "changed" for finding in report.of("frozen", "refuted"))
+    assert {claim for claim, _ in told(report)} - COSTS <= {claim for claim, _ in BUGS[name].claims}, report.table()
+    assert not report.undecided, report.table()
 
 
 @pytest.mark.slow
@@ -133,8 +125,10 @@ def test_the_audit_refutes_what_a_planted_bug_breaks(name):
 def test_the_audit_raises_no_alarm_at_the_loop_without_the_bug(name):
     report = audited(name, True)
     loop = BUGS[name].build(True)
-    alarms = {(claim, path) for claim, path in told(report) if claim != "state"}
+    alarms = {(claim, path) for claim, path in told(report) if claim not in COSTS}
     assert not alarms, report.table()
+    planted = BUGS[name].claims
+    assert not any(claim == other and path in leaf for claim, path in planted for other, leaf in told(report))
     assert {path for claim, path in told(report) if claim == "state"} <= harm.moments(loop), report.table()
     assert not report.undecided, report.table()
 
@@ -160,7 +154,7 @@ def test_how_many_planted_bugs_are_found(capsys):
     with capsys.disabled():
         print(f"\n{len(found)} of {len(BUGS)} planted bugs refuted; not: {sorted(set(BUGS) - set(found))}")
         print(f"not decided in part: {undecided}")
-    assert len(found) >= 30 or MISSED
+    assert len(found) >= len(BUGS) - len(MISSED)
 
 
 # ---- Optax's own ways to freeze, and every public transformation under tljax's

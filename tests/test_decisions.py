@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_programs import arguments, write_task
+from test_programs import arguments
 
 from experiments import transfer
 from experiments.runs import directory, fit
@@ -25,14 +25,6 @@ from tljax.types import ArrayExamples, InputError
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 WIDE = models.build("mlp", 10, hidden=(512,), activation="relu")
-
-
-@pytest.fixture(scope="module")
-def tasks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tasks")
-    write_task(folder / "digits.npz", 0, 4)
-    write_task(folder / "clothes.npz", 1, 4, ["shirt", "coat", "bag", "shoe"])
-    return folder
 
 
 def shaped(*shape):
@@ -92,11 +84,11 @@ def test_side_by_side_follows_from_the_platform_and_the_flops_alone():
 
 @pytest.mark.slow
 def test_on_an_accelerator_auto_is_side_by_side_in_the_keys_and_in_the_environment(
-    tasks, tmp_path, monkeypatch, capsys
+    even_tasks, tmp_path, monkeypatch, capsys
 ):
     def keys_and_bits(name, many="auto", budgets=("all",)):
         flags = {"strategies": ("full",), "seeds": (0, 1), "devices": 1, "many": many, "train_examples": budgets}
-        results = transfer.run(**arguments(tasks, tmp_path / name, **flags, epochs=None, steps=6))
+        results = transfer.run(**arguments(even_tasks, tmp_path / name, **flags, epochs=None, steps=6))
         many_of_run = json.loads((tmp_path / name / "environment.json").read_text()).get("many")
         return [(fit.key, fit.predictions_sha256) for fit in results], many_of_run
 
@@ -193,17 +185,18 @@ def test_so_many_examples_go_at_once_as_are_asked_for_in_evaluation_and_at_most_
 
 
 @pytest.mark.slow
-def test_a_line_of_results_is_checked_once_however_often_fits_are_added(tasks, tmp_path, monkeypatch):
+def test_a_line_of_results_is_checked_once_however_often_fits_are_added(even_tasks, tmp_path, monkeypatch):
     checked, check = [], directory.fault_of_fit
     monkeypatch.setattr(directory, "fault_of_fit", lambda line: checked.append(line["key"]) or check(line))
     directory._fault_of_line.cache_clear()
-    results = transfer.run(**arguments(tasks, tmp_path / "w", seeds=(0, 1), devices=1))
-    again = transfer.run(**arguments(tasks, tmp_path / "w", seeds=(0, 1), devices=1))
+    results = transfer.run(**arguments(even_tasks, tmp_path / "w", seeds=(0, 1), devices=1))
+    again = transfer.run(**arguments(even_tasks, tmp_path / "w", seeds=(0, 1), devices=1))
     assert again == results and len(checked) == len(set(checked)) >= len(results)
 
 
 @pytest.mark.slow
-def test_groups_after_the_first_are_compiled_in_threads_and_no_program_twice(tasks, tmp_path, monkeypatch):
+def test_what_is_known_to_be_run_is_compiled_in_threads_and_no_program_twice(even_tasks, tmp_path, monkeypatch):
+    """The source, and scratch with full, in the main thread; the head on features, and the second phase of lp_ft."""
     compiled = []
 
     def listen(name, _, **about):
@@ -214,24 +207,63 @@ def test_groups_after_the_first_are_compiled_in_threads_and_no_program_twice(tas
 
     def threads(name, hidden):
         compiled.clear()
-        flags = {"strategies": ("full", "bias_only", "last_k"), "seeds": (0,), "devices": 1, "hidden": (hidden, 5)}
-        results = transfer.run(**arguments(tasks, tmp_path / name, **flags, head="fresh", train_examples=("60",)))
+        flags = {"seeds": (0, 1), "devices": 1, "hidden": (5, hidden), "head": "fresh"}
+        flags |= {"strategies": ("full", "head_only", "lp_ft")}
+        results = transfer.run(**arguments(even_tasks, tmp_path / name, **flags))
         return sorted("compile" in thread for thread in compiled), [fit.test_loss for fit in results]
 
     ahead, losses = threads("ahead", 13)
-    monkeypatch.setattr(fit.ahead, "compiled_ahead", lambda *_: contextlib.nullcontext(lambda number: None))
+    monkeypatch.setattr(fit.ahead, "compiled_ahead", lambda *_: contextlib.nullcontext(lambda *_: None))
     in_turn, same_losses = threads("in_turn", 14)
-    assert not any(in_turn) and len(ahead) == len(in_turn) == 4  # the source, scratch and full, and two strategies
-    assert sum(ahead) == 1  # the head is trained on features, for which nothing goes ahead
+    assert not any(in_turn) and len(ahead) == len(in_turn) == 4 and sum(ahead) == 2
     monkeypatch.undo()
     assert threads("again", 14) == ([], same_losses) and losses != same_losses
 
 
+def test_programs_are_compiled_in_the_order_of_need_and_dropped_once_they_are_behind(monkeypatch):
+    """Three groups of two phases each; the first goes on in its second, the second is overtaken in its first."""
+    compiled, may_go_on, found = [], threading.Semaphore(0), threading.Event()
+
+    def programs(spec, fits, data, ends, execution):
+        def compile_program(phase):
+            found.set()
+            may_go_on.acquire()
+            compiled.append((spec, phase))
+            if spec == 2:
+                raise RuntimeError("it is told where it is trained")
+
+        for phase in (0, 1):
+            yield (0,), phase, partial(compile_program, phase)
+
+    monkeypatch.setattr(ahead.loop, "programs", programs)
+    data = train.Data(np.zeros((1, 3, 2)), np.zeros(3))
+    member = train.Fit({}, ((0, {}),), lambda begin, end: np.zeros((end - begin, 1)), np.ones(2), (), {}, None)
+    groups = [ahead.Group(number, [member], [2]) for number in range(3)]
+    with ahead.compiled_ahead(groups, data, train.Execution(), workers=1) as before:
+        assert found.wait(10)  # (1, 0) is under way: nothing of the first group is before it begins
+        before(0, (0,), 1)
+        may_go_on.release()
+        before(1, (0,), 0)  # waits for it
+        assert compiled == [(1, 0)]
+        may_go_on.release(10)
+        before(1, (0,), 1)  # not under way, or waited for
+        before(2, (0,), 0)
+        before(2, (0,), 1)
+    assert not {(0, 0), (0, 1)} & {*compiled} and len({*compiled}) == len(compiled)
+    found.clear()
+    while may_go_on.acquire(blocking=False):
+        pass
+    with pytest.raises(KeyboardInterrupt), ahead.compiled_ahead(groups, data, train.Execution(), workers=1):
+        found.wait(10)
+        raise KeyboardInterrupt  # though nobody lets the program that is under way go on
+    may_go_on.release(10)
+
+
 def test_what_fails_ahead_of_its_turn_is_left_to_its_turn():
-    asked = []
+    asked = threading.Semaphore(0)
 
     def fails(begin, end):
-        asked.append(begin)
+        asked.release()
         raise InputError("no order")
 
     params = models.init(WIDE, jax.random.key(0), (28, 28, 1))
@@ -239,12 +271,11 @@ def test_what_fails_ahead_of_its_turn_is_left_to_its_turn():
     spec = train.Spec(WIDE, objective.loss("softmax_cross_entropy"), optimizers.spec("sgd")[0])
     broken = train.Fit(params, ((0, mask),), fails, np.ones(9, np.float32), (), {}, jax.random.key(0))
     data, group = train.load(np.zeros((1, 28, 28, 1), np.uint8)), ahead.Group(spec, [broken], [9])
-    ahead._compile(group, data, train.Execution())  # keeps no error, whose traceback would hold the group's arrays
-    assert asked == [0]
-    with ahead.compiled_ahead([group, group], data, train.Execution()) as wait:
-        wait(0)
-        wait(1)
-    assert asked == [0, 0]
+    with ahead.compiled_ahead([group, group], data, train.Execution()) as before:
+        assert asked.acquire(timeout=10)  # the second group
+        before(0, (0,), 0)
+        assert asked.acquire(timeout=10)
+        before(1, (0,), 0)
 
 
 def test_in_a_thread_of_its_own_code_nothing_of_the_process_is_restored(monkeypatch):

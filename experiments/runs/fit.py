@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import functools
 import json
 import shutil
 import time
@@ -126,17 +127,19 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         company = _company(fit, planned.strategy.label, many)
         groups.setdefault((None if together else planned.budget, company), []).append(fit)
     del initial  # with a draw of the whole model for each seed
-    first_programs = [ahead.Group(group[0].spec, *_trials_and_stops(on_device, group)) for group in groups.values()]
+    with_programs = [ahead.Group(group[0].spec, *_trials_and_stops(on_device, group)) for group in groups.values()]
     if plan.has_code_from_outside(experiment):
-        first_programs = []
-    with ahead.compiled_ahead(first_programs, on_device.train, on_device.execution) as wait:
+        with_programs = []
+    with ahead.compiled_ahead(with_programs, on_device.train, on_device.execution) as before:
         for number, group in enumerate(groups.values()):
             names = _names(group)
             if len(groups) > 1:
                 console.say(f"{names}: {len(group)} of the {len(missing)} fits, trained by themselves")
             with console.progress(names, sum(len(fit.trial.rates) for fit in group)) as advance:
-                wait(number)
-                train_groups(on_device, group, folder, about(settings, target), advance, settings.checkpoint_every)
+                before_phase = functools.partial(before, number) if with_programs else lambda fits, phase: None
+                execution = replace(on_device.execution, before_phase=before_phase)
+                of_group = on_device._replace(execution=execution)
+                train_groups(of_group, group, folder, about(settings, target), advance, settings.checkpoint_every)
 
 
 def _trials_and_stops(on_device: "DeviceData", group: Sequence["PreparedFit"]) -> tuple[list[train.Fit], list[int]]:

@@ -117,6 +117,10 @@ class _Restored(Mapping[str, np.ndarray]):
     def __contains__(self, name: object) -> bool:
         return name in self._places
 
+    def described(self, name: str) -> Any:
+        """The shape and dtype of a leaf, as the folder says them."""
+        return self._leaves[self._places[name]]
+
     def __getitem__(self, name: str) -> np.ndarray:
         ocp, at = self._orbax, self._places[name]
         item = [leaf if place == at else ocp.PLACEHOLDER for place, leaf in enumerate(self._leaves)]
@@ -174,7 +178,7 @@ class Change(NamedTuple):
     largest: float
     """The largest difference of numbers that are finite in both."""
     norm: float
-    """The length of what was, over those numbers."""
+    """The length of what was, over those numbers; NaN where nothing differs, as it is of no use there."""
     distance: float
     """The length of the difference, over those numbers."""
     factor: float
@@ -198,6 +202,8 @@ def change(before: np.ndarray, after: np.ndarray) -> Change:
     >>> change(np.array([1.0, 0.0, 2.0]), np.array([1.0, -0.0, 2.5]))[:4]
     (3, 1, 1, 0)
     """
+    if before.dtype == after.dtype and all((_bits(was) == _bits(now)).all() for was, now in _chunks(before, after)):
+        return Change(before.size, 0, 0, 0, 0, 0.0, math.nan, 0.0, 1.0, 0.0)
     moved = signs = payloads = new_nan = 0
     largest = squared = norm = dot = 0.0
     for was, now in _chunks(before, after):
@@ -356,10 +362,15 @@ class _Some(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._leaves[self._names[name]]
 
+    def described(self, name: str) -> Any:
+        """The shape and dtype of a leaf, read if nothing else says them."""
+        leaves, path = self._leaves, self._names[name]
+        return leaves.described(path) if isinstance(leaves, _Restored) else leaves[path]
+
 
 def _claimed(mask: Any, was: Leaves, now: Leaves) -> tuple[dict[str, Any], list[str]]:
     """({path: a canonical leaf of the mask, or None where nothing is claimed}, notes)."""
-    like = {path: _described(leaves[path]) for leaves in (was, now) for path in leaves}  # of a leaf in both, the later
+    like = {path: _described(leaves, path) for leaves in (was, now) for path in leaves}  # of a leaf in both, the later
     if isinstance(mask, Path) or (isinstance(mask, str) and mask.endswith(".json")):
         file = str(mask).removesuffix(".json")
         claimed = masks.load(file, {path: like[path] for path in now})
@@ -378,8 +389,10 @@ def _claimed(mask: Any, was: Leaves, now: Leaves) -> tuple[dict[str, Any], list[
     return result, [f"the mask does not name {paths.some(unnamed)}: nothing is claimed of it"] if unnamed else []
 
 
-def _described(leaf: np.ndarray) -> jax.ShapeDtypeStruct:
-    if leaf.dtype.kind in "OUSMm":
+def _described(leaves: Leaves, path: str) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a leaf. Raises InputError for one that is no number."""
+    leaf: Any = leaves.described(path) if isinstance(leaves, _Restored | _Some) else leaves[path]
+    if np.dtype(leaf.dtype).kind in "OUSMm":
         raise InputError(f"a leaf is of {leaf.dtype}, which is no number: leave it out of the checkpoint")
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
@@ -536,7 +549,7 @@ def _decided(before: np.ndarray, after: np.ndarray, is_trained: bool) -> tuple[V
         parts += [f"{moves.payloads:,} NaN of other bits"] * bool(moves.payloads)
         text = f"{size}, {kind}: only {' and '.join(parts) or 'the dtype'} differ"
         return "refuted" if is_trained else "proved", "equal", text
-    share = f" ({100 * moves.distance / moves.norm:.2g} % of their length)" if moves.norm else ", from 0"
+    share = f" ({_percent(moves.distance / moves.norm)} of their length)" if moves.norm else ", from 0"
     text = f"{moves.moved:,} of {size} moved, by at most {moves.largest:.3g}{share}, {kind}{nan}"
     decayed = moves.norm and moves.aside <= _ALL_BY_ONE_FACTOR * moves.distance and before.size > 1
     if decayed:
@@ -548,3 +561,12 @@ def _decided(before: np.ndarray, after: np.ndarray, is_trained: bool) -> tuple[V
     if decayed and np.count_nonzero(before) >= 8:
         return "not decided", "changed", text + " without a gradient"
     return "proved", "changed", text
+
+
+def _percent(share: float) -> str:
+    """A share in %, two digits or more.
+
+    >>> _percent(0.00123), _percent(1.4)
+    ('0.12 %', '140 %')
+    """
+    return f"{100 * share:,.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"

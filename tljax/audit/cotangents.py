@@ -52,7 +52,7 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
     `program` is a closed jaxpr, as `jax.make_jaxpr` gives it; `leaves` has the path of the parameter of each input that
     is one. Gradients of what is no parameter (of a batch) are left out.
 
-    >>> loss = lambda params, x: (x @ params["w"] + params["b"]).sum()
+    >>> loss = lambda params, x: (x @ params["w"] + params["b"][None]).sum()
     >>> shapes = {"b": jax.ShapeDtypeStruct((2,), "float32"), "w": jax.ShapeDtypeStruct((3, 2), "float32")}
     >>> program = jax.make_jaxpr(jax.grad(loss))(shapes, jax.ShapeDtypeStruct((5, 3), "float32"))
     >>> cotangents(program, {0: "b", 1: "w"})

@@ -21,6 +21,8 @@ import numpy as np
 from jax._src import source_info_util
 from jax.extend import core
 
+from tljax.train.memory import inner_programs
+
 IDENTICAL, EQUAL, EQUAL_IF_FINITE = 0, 1, 2
 """Grades of a fact, as `report.GRADES` has them."""
 
@@ -270,6 +272,11 @@ def _same_places(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return a.shape == b.shape and bool(np.array_equal(a, b))
 
 
+def _count(jaxpr: Any) -> int:
+    """The number of equations of a program, with those of programs within."""
+    return sum(1 + sum(map(_count, inner_programs(equation))) for equation in jaxpr.eqns)
+
+
 def _size(shape: Sequence[int]) -> int:
     return math.prod(shape)
 
@@ -285,6 +292,8 @@ class _Reader:
         self.notes: list[str] = []
         self.meetings: list[tuple[int, Any]] = []
         self.constants: dict[int, int] = {}
+        self.unrolled = 20_000
+        """The equations that may still be read for loops that are read turn by turn."""
         self.most = min(MOST_ELEMENTS, max([1 << 20, *(_size(symbol.shape) for symbol in symbols)]))
         self._straight = np.arange(0, dtype=np.int32)
 
@@ -541,6 +550,16 @@ class _Reader:
         """Whether a piece's elements are all of its symbol's in order."""
         size = _size(self.symbols[piece.content].shape)
         return piece.places is None or (piece.places.size == size and in_order(piece))
+
+    def may_unroll(self, length: int, body: Any, outputs: Sequence[Any]) -> bool:
+        """Whether a loop is so short that it is read turn by turn."""
+        if not 0 < length <= 16 or any(_size(var.aval.shape) > self.most for var in outputs):
+            return False
+        equations = length * _count(body)
+        if equations > min(self.unrolled, 1000):
+            return False
+        self.unrolled -= equations
+        return True
 
     def straight(self, shape: Sequence[int]) -> np.ndarray:
         """The places of elements in order, as a view of an array that all share."""
@@ -1562,6 +1581,8 @@ def _scan(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, 
     consts, start = values[:consts_count], values[consts_count : consts_count + carry_count]
     stacks = values[consts_count + carry_count :]
     shapes = [var.aval.shape for var in equation.outvars[:carry_count]]
+    if reader.may_unroll(parameters["length"], body.jaxpr, equation.outvars):
+        return _unrolled(reader, equation, (consts, start, stacks), path)
     rows, first = [], len(reader.symbols)
     for value, atom in zip(stacks, equation.invars[consts_count + carry_count :], strict=True):
         rows.append(_row(reader, value, atom.aval))
@@ -1581,6 +1602,50 @@ def _scan(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, 
         for value, var in zip(after[carry_count:], equation.outvars[carry_count:], strict=True)
     ]
     return [*carry, *stacked]
+
+
+def _unrolled(
+    reader: _Reader, equation: Any, operands: tuple[list[Value], list[Value], list[Value]], path: tuple[int, ...]
+) -> list[Value]:
+    """A loop of few turns, turn by turn, in which constants and what is frozen may differ from row to row."""
+    parameters = equation.params
+    body, carry_count, length = parameters["jaxpr"], parameters["num_carry"], parameters["length"]
+    consts, carry, stacks = operands
+    shapes = [atom.aval.shape for atom in equation.invars[len(consts) + len(carry) :]]
+    results: list[list[Value]] = [[] for _ in range(length)]
+    for turn in reversed(range(length)) if parameters["reverse"] else range(length):
+        take = operator.itemgetter(turn)
+        rows = [reader.moved(value, (shape, shape[1:]), take) for value, shape in zip(stacks, shapes, strict=True)]
+        after = reader.program(body.jaxpr, body.consts, [*consts, *carry, *rows], (*path, 0))
+        carry, results[turn] = after[:carry_count], after[carry_count:]
+    piles = [
+        _piled(reader, equation, [row[number] for row in results], var.aval.shape)
+        for number, var in enumerate(equation.outvars[carry_count:])
+    ]
+    return [*carry, *piles]
+
+
+def _piled(reader: _Reader, equation: Any, rows: Sequence[Value], shape: Sequence[int]) -> Value:
+    """The stack of values, one a row."""
+    if all(row is rows[0] and row.selector is None and row.pieces[0].content < 0 for row in rows):
+        return rows[0]
+    pieces = [piece for row in rows for piece in row.pieces]
+    known = any(piece.content != UNKNOWN or piece.depends & reader.watched for piece in pieces)
+    contents = sum(piece.content >= 0 for piece in pieces)
+    if not known or len(pieces) > 250 or _size(shape) * max(1, contents) > reader.most:
+        return Value((_unlike(pieces),))
+    result: list[Piece] = []
+    selectors = []
+    for number, row in enumerate(rows):
+        selector = np.zeros(tuple(shape[1:]), np.uint8) if row.selector is None else row.selector
+        selectors.append(selector + np.uint8(len(result)))
+        for piece in row.pieces:
+            if piece.content >= 0:
+                places = np.zeros(tuple(shape), np.int32)
+                places[number] = reader.straight(shape[1:]) if piece.places is None else piece.places
+                piece = piece._replace(places=places)
+            result.append(piece)
+    return _together(reader, result, np.stack(selectors))
 
 
 def _row(reader: _Reader, value: Value, aval: Any) -> Value:

@@ -36,12 +36,12 @@ def step(
     state, and if the mask does not fit the parameters.
 
     >>> def descend(params, batch):
-    ...     gradients = jax.grad(lambda params: ((batch @ params["w"] + params["b"]) ** 2).sum())(params)
+    ...     gradients = jax.grad(lambda params: ((batch @ params["w"] + params["b"][None]) ** 2).sum())(params)
     ...     return {"w": params["w"] - 0.1 * gradients["w"], "b": params["b"] * 0.99}
     >>> params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
     >>> report = step(descend, params, jnp.ones((4, 3)), {"w": True, "b": False})
     >>> [(finding.path, finding.claim, finding.verdict) for finding in report.findings]
-    [('b', 'frozen', 'refuted'), ('w', 'trains', 'proved'), ('b', 'state', 'proved')]
+    [('b', 'frozen', 'refuted'), ('w', 'trains', 'proved'), ('b', 'unseen', 'proved'), ('b', 'state', 'proved')]
     """
     traced = tracing.trace(step, state, batch, params)
     audit = _Audit(traced, mask, _name(step))

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tljax import low_rank
+from tljax import convolution, low_rank
 from tljax.low_rank import LowRank
 from tljax.types import InputError, Params, PyTree, Stage
 
@@ -368,8 +368,8 @@ def _interceptor(name: str, mode: _Mode) -> Callable[..., Any]:
                 if mode.norms is not None:
                     mode.norms.append(tuple(module.path))
                 return call(*args, **{**kwargs, "mask": counted(name, mode.weight, args[0], kwargs.get("mask"))})
-        if mode.contracted is not None and (field := _contraction(module)):
-            with _field(module, field, _with_change(module, getattr(module, field), mode)):
+        if field := _contraction(module):
+            with _field(module, field, _contract(module, field, mode)):
                 return call(*args, **kwargs)
         if isinstance(module, nn.SpectralNorm):
             if mode.norms is not None:
@@ -395,10 +395,15 @@ def _contraction(module: nn.Module) -> str | None:
     return None
 
 
+def _contract(module: nn.Module, field: str, mode: _Mode) -> Any:
+    """What contracts a module's inputs with its kernel: what its `field` holds, or of convolutions ours."""
+    function = getattr(module, field) or (convolution.conv_general_dilated if isinstance(module, nn.Conv) else None)
+    return function if mode.contracted is None else _with_change(module, function or jax.lax.dot_general, mode)
+
+
 def _with_change(module: nn.Module, function: Any, mode: _Mode) -> Any:
-    """What contracts with a module's kernel, and with the change of it if there is one; it notes what it contracts."""
+    """`function` on a module's kernel, and on the change of it if there is one; it notes what it contracts."""
     path, convolves = "/".join((*module.path, "kernel")), isinstance(module, nn.Conv)
-    function = function or (jax.lax.conv_general_dilated if convolves else jax.lax.dot_general)
 
     def contraction(lhs: jax.Array, kernel: jax.Array, how: Any, *args: Any, **keywords: Any) -> jax.Array:
         """`how` is the strides of a convolution, and the dimension numbers of a product."""

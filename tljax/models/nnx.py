@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tljax import convolution
 from tljax.models.linen import AVERAGES, IN_TRAINING, counted
 from tljax.types import InputError, Params, PyTree, Stage
 
@@ -147,9 +148,13 @@ def _set_mode(
 ) -> bool:
     """Set the mode of one of Flax's own modules, that of stage `name`; whether it is a batch norm.
 
+    A convolution is given ours, whose gradients are quick on a CPU, unless it has one by hand.
+
     The module is given a class of its own: what is handed to its call would take precedence over its attributes.
     """
     kind = type(part)
+    if kind is nnx.Conv and part.conv_general_dilated is jax.lax.conv_general_dilated:
+        part.conv_general_dilated = convolution.conv_general_dilated
     if isinstance(part, nnx.BatchNorm):
         part.momentum = part.momentum if momentum is None else momentum
 

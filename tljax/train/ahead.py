@@ -2,17 +2,18 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import jax
 
-from tljax import masks, switches
-from tljax.train import features, loop
+from tljax import switches
+from tljax.train import loop
 from tljax.train.data import Data, Stream
-from tljax.train.step import Fit, Spec, batch_size, specialize
+from tljax.train.step import Fit, Spec
 
 
 class Group(NamedTuple):
@@ -23,66 +24,100 @@ class Group(NamedTuple):
     ends: Sequence[int]
 
 
-STATE_BYTES = 2**28
-"""Of the parameters of a group's fits, and of the data where a mesh gets a copy of its own, up to which it is compiled
-ahead: its first state is made for that."""
+Phase = tuple[tuple[int, ...], int]
+"""(Which fits of a group, the number of a phase): what `Execution.before_phase` is called with."""
+
+PARAMETER_BYTES = 2**28
+"""Of the parameters of a group's fits, up to which it is compiled ahead: they are read for what the fits share."""
+
+
+@dataclass
+class _Job:
+    """Something that a thread does: it finds the programs of a group, or compiles one."""
+
+    do: Callable[[], None]
+    of: tuple[int, Phase] | None = None
+    """(The number of the group, the phase) of a program."""
+    ended: threading.Event = field(default_factory=threading.Event)
 
 
 @contextlib.contextmanager
 def compiled_ahead(
     groups: Sequence[Group], data: Data | Stream, execution: loop.Execution, workers: int | None = None
-) -> Iterator[Callable[[int], None]]:
-    """Compiles what each of the groups but the first begins with, in their order, while others are trained.
+) -> Iterator[Callable[[int, tuple[int, ...], int], None]]:
+    """Compiles the programs of groups, of each phase whose masks are known before it begins, while others train.
 
-    It yields a function to be called with a group's number before that group is trained: it returns when the group's
-    program is there, or will not be compiled ahead. What fails here fails again, and is told, where it is trained.
-    There are `workers` threads, by default as many as there are cores but one. Nothing is compiled ahead of several
-    processes, of streams, and of what is larger than STATE_BYTES or trains on features of frozen stages.
+    It yields a function (number of a group, which of its fits, number of a phase), to be called before these fits begin
+    this phase. It returns when their program is there or will not be compiled ahead, and drops what comes before it. Of
+    the first group nothing is compiled before its first call: of a run that goes on, phases may be behind it.
+
+    What is needed first is compiled first, by `workers` threads, as many by default as there are cores but one. What
+    fails here fails again, and is told, where it is trained. Nothing but the programs is made or kept. Nothing is
+    compiled ahead of several processes, of streams, under `jax.pmap`, and of more than PARAMETER_BYTES.
     """
-    futures: dict[int, Future[None]] = {}
+    lock, waiting, running = threading.Lock(), dict[tuple[int, int], _Job](), list[_Job]()
+    begun: dict[int, set[Phase]] = {number: set() for number in range(len(groups))}
+    places: dict[int, dict[Phase, int]] = {}
+    """{group: {phase: its place among the group's programs}} of groups whose programs are known."""
     pool = ThreadPoolExecutor(max(1, min(8, workers or (os.cpu_count() or 2) - 1)), thread_name_prefix="compile")
 
-    def wait(number: int) -> None:
-        future = futures.get(number)
-        if future is not None and not future.cancel():
-            future.result()
+    def add(number: int, place: int, job: _Job) -> None:
+        waiting[number, place] = job
+        pool.submit(work)
+
+    def work() -> None:
+        """Do what is needed first."""
+        with lock:
+            if not waiting:
+                return
+            job = waiting.pop(min(waiting))
+            running.append(job)
+        # What fails is not kept: with its traceback it would hold the arrays of the group.
+        with contextlib.suppress(Exception), switches.trusted():
+            job.do()
+        with lock:
+            running.remove(job)
+        job.ended.set()
+
+    def find(number: int) -> None:
+        """Have the programs of a group compiled that are still to come."""
+        group = groups[number]
+        if isinstance(data, Stream) or not _may_go_ahead(group, execution):
+            return
+        programs = list(loop.programs(group.spec, group.fits, data, group.ends, execution))
+        with lock:
+            places[number] = {(fits, phase): place for place, (fits, phase, _) in enumerate(programs)}
+            behind = max((places[number].get(phase, -1) for phase in begun[number]), default=-1)
+            for place, (fits, phase, compile_program) in list(enumerate(programs))[behind + 1 :]:
+                add(number, place, _Job(compile_program, (number, (fits, phase))))
+
+    def before(number: int, fits: tuple[int, ...], phase: int) -> None:
+        with lock:
+            if number == 0 and not begun[0]:
+                add(0, -1, _Job(lambda: find(0)))
+            begun[number].add((fits, phase))
+            behind = number, places.get(number, {}).get((fits, phase), -1)
+            for key in [key for key in waiting if key <= behind and key != (number, -1)]:
+                del waiting[key]
+            compiling = [job for job in running if job.of == (number, (fits, phase))]
+        for job in compiling:
+            job.ended.wait()
 
     try:
-        for number, group in enumerate(groups):
-            if number:
-                futures[number] = pool.submit(_compile, group, data, execution)
-        yield wait
+        with lock:
+            for number in range(1, len(groups)):
+                add(number, -1, _Job(lambda number=number: find(number)))  # type: ignore[misc]
+        yield before
     except BaseException:
+        with lock:
+            waiting.clear()
         pool.shutdown(wait=False, cancel_futures=True)  # a stop or an error waits for no compilation
         raise
     pool.shutdown(cancel_futures=True)
 
 
-def _may_go_ahead(group: Group, data: Data | Stream, execution: loop.Execution) -> bool:
-    if jax.process_count() > 1 or isinstance(data, Stream) or execution.mode != "jit":
+def _may_go_ahead(group: Group, execution: loop.Execution) -> bool:
+    if jax.process_count() > 1 or execution.mode != "jit":
         return False
-    first = group.fits[0]
-    mask = first.phases[0][1]
-    size = len(group.fits) * sum(leaf.nbytes for leaf in jax.tree.leaves(first.params))
-    if len(execution.devices) > 1:
-        size += sum(leaf.nbytes for leaf in jax.tree.leaves((data.inputs, data.targets)))
-    if masks.is_strategy(mask) or size > STATE_BYTES:
-        return False
-    passes = group.ends[-1] * batch_size(first)
-    short = specialize(group.spec, first, (mask,))
-    return not short.reestimated and not features.features_bytes(short, first, data, passes, execution.cache)
-
-
-class _Compiled(Exception):
-    """Raised as soon as the first program is compiled."""
-
-
-def _compile(group: Group, data: Data | Stream, execution: loop.Execution) -> None:
-    def stop(*_: Any) -> None:
-        raise _Compiled
-
-    silent = replace(execution, on_message=lambda line: None, on_compiled=stop, should_stop=lambda: False, profile=None)
-    # What else fails is not kept either: with its traceback it would hold the arrays of the group.
-    with contextlib.suppress(Exception), switches.trusted():
-        if _may_go_ahead(group, data, execution):
-            next(loop.fit(group.spec, group.fits, data, group.ends, (), silent, lambda state: None))
+    size = len(group.fits) * sum(leaf.nbytes for leaf in jax.tree.leaves(group.fits[0].params))
+    return size <= PARAMETER_BYTES

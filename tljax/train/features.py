@@ -13,7 +13,7 @@ import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import augment, batch_stats, models
+from tljax import augment, batch_stats, masks, models
 from tljax.augment import Augmentation
 from tljax.train import memory
 from tljax.train.data import Data, Stream, batch_spec, batch_within, batches, examples_of
 from tljax.train.step import Fit, Spec, forward, frozen_prefix_of
-from tljax.train.vectorize import divide, host, joined, mesh_under, on_first_device, over, place, sharing
-from tljax.types import ArrayExamples, Batch, InputError, Model, Params
+from tljax.train.vectorize import alike, divide, host, joined, mesh_under, on_first_device, over, place, sharing
+from tljax.types import ArrayExamples, Batch, InputError, Mask, Model, Params
 
 _BATCH = memory.EXAMPLES
 """Examples that go through the frozen stages at once, where there is room for what they compute of them."""
@@ -124,9 +124,12 @@ def on_mesh(mesh: Any, data: Data | Stream) -> Data | Stream:
 
 
 def shapes(
-    spec: Spec, fit: Fit, data: Data | Stream, passes: int, cache: FeatureCache | None
+    spec: Spec, fit: Fit, data: Data | Stream, passes: int, cache: FeatureCache | None, different: int = 1
 ) -> tuple[Spec, Data | Stream]:
-    """What `skip_frozen_prefix` gives for one fit, with shapes and dtypes in place of features; nothing is computed."""
+    """What `skip_frozen_prefix` gives for one fit, with shapes and dtypes in place of features; nothing is computed.
+
+    `different` is how many fits of a group there are features for, one if they have the same.
+    """
     wanted = features_bytes(spec, fit, data, passes, cache)
     if cache is None or not 0 < wanted <= cache.budget:
         return spec, data
@@ -139,12 +142,30 @@ def shapes(
     views = cache.views if spec.augment else 0
 
     def kept(leaf: Any) -> jax.ShapeDtypeStruct:
-        shape = (1, len(leaf), *([views] if views else []), *leaf.shape[1:])
+        shape = (different, len(leaf), *([views] if views else []), *leaf.shape[1:])
         return jax.ShapeDtypeStruct(shape, _kept_as(leaf.dtype, cache.dtype))
 
     targets = data.examples.targets if isinstance(data, Stream) else data.targets
     short = replace(spec, model=spec.model[count:], augment=(), views=views)
     return short, Data(jax.tree.map(kept, outputs), targets, data.name)
+
+
+def different_prefixes(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> int:
+    """How many fits `compute` is to have features for where a phase of these masks begins: all, or one for all.
+
+    A leaf that trained in a phase before counts as different in each fit.
+    """
+    prefix = spec.model[: len(frozen_prefix_of(spec))]
+    used = [_used(prefix, spec.merge, batch_stats.join(fit.params, fit.model_state)) for fit in fits]
+    trained = [
+        masks.trains(leaf)
+        for history in histories
+        for mask in history[:-1]
+        for leaf in jax.tree.leaves(_used(prefix, spec.merge, mask))
+    ]
+    keys = [jax.random.key_data(fit.key) for fit in fits] if spec.augment else [()] * len(fits)
+    same = not any(trained) and all(alike(list(zip(used, keys, strict=True))))
+    return 1 if same else len(fits)
 
 
 def features_bytes(spec: Spec, fit: Fit, data: Data | Stream, passes: int, cache: FeatureCache | None) -> int:

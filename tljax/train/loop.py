@@ -23,6 +23,7 @@ from tljax.train.profile import Profile
 from tljax.train.step import (
     Average,
     Fit,
+    Hyper,
     Log,
     Spec,
     batch_size,
@@ -38,6 +39,7 @@ from tljax.train.step import (
 )
 from tljax.train.vectorize import (
     Mode,
+    Shared,
     agreed,
     begin,
     capacity,
@@ -76,6 +78,9 @@ class Execution:
     """Called with a line for each decision."""
     on_compiled: Callable[[tuple[int, ...], Cost], None] = lambda fits, cost: None
     """Called with what the executable of a phase costs on each device, and which of the group's fits it trains."""
+    before_phase: Callable[[tuple[int, ...], int], None] = lambda fits, phase: None
+    """Called with which of the group's fits are trained in a phase, and its number, before anything of it is compiled
+    (`ahead.compiled_ahead` may be about to)."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
     meanwhile: Callable[[], bool] = lambda: False
@@ -597,6 +602,7 @@ def _phase(
     of the `with`.
     """
     phase = _phase_of(state)
+    execution.before_phase(state.fits, phase)
     members = [fits[i]._replace(rates=_rates(fits[i], phase)) for i in state.fits]
     specialized = specialize(spec, members[0], state.masks[0])
     width = vectorize.shared_width(specialized, members, state.masks)
@@ -619,13 +625,7 @@ def _phase(
         vectorize.stack_keys([fit.key for fit in members]),
         state.shared_variables,
     )
-    hyper, shared = share_hyper(specialized, members, state.masks, shared_params)
-    hyper = place(mesh, hyper)
-    if shared is not None:
-        frozen_of_all = (
-            masks.split(shared.params, trained_leaves(specialized))[1] if shared.params is not None else None
-        )
-        shared = place(mesh, shared._replace(params=frozen_of_all), by_fit=False)
+    hyper, shared = _passed(specialized, members, state.masks, mesh, shared_params)
     renewed = [stage for stage in short.reestimated if stage in short.tracked]
     if renewed and isinstance(inputs, Stream):  # which is read for the estimate while it is read ahead
         inputs = replace(inputs, memory=inputs.memory // 2)
@@ -683,6 +683,103 @@ def _phase(
             return state, log, most
 
         yield train
+
+
+def _passed(
+    spec: Spec,
+    fits: Sequence[Fit],
+    histories: Sequence[Sequence[Mask]],
+    mesh: Mesh | None,
+    shared_params: Params | None,
+    split: Callable[..., tuple[Params, Params | None]] = share,
+) -> tuple[Hyper, Shared | None]:
+    """What `share_hyper` gives on the devices of a mesh, of what is shared only what is frozen."""
+    hyper, shared = share_hyper(spec, fits, histories, shared_params, split)
+    if shared is not None:
+        frozen = masks.split(shared.params, trained_leaves(spec))[1] if shared.params is not None else None
+        shared = place(mesh, shared._replace(params=frozen), by_fit=False)
+    return place(mesh, hyper), shared
+
+
+def programs(
+    spec: Spec, fits: Sequence[Fit], data: Data, ends: Sequence[int], execution: Execution
+) -> Iterator[tuple[tuple[int, ...], int, Callable[[], None]]]:
+    """(Which of the fits, the number of a phase, what compiles their program of it) of a group, in the order in which
+    `fit` takes them up.
+
+    They are all programs but those of phases whose masks follow from parameters, and of what comes after a phase that
+    ends by validation. Nothing is trained or made: a program is compiled for shapes and dtypes. Resident data under
+    `jit` alone.
+    """
+    starts, first = [start for start, _ in fits[0].phases], fits[0]
+    known = list(
+        itertools.takewhile(
+            lambda phase: not any(masks.is_strategy(fit.phases[phase][1]) for fit in fits), range(len(starts))
+        )
+    )
+
+    def following(
+        members: Part, phase: int, shared: Collection[str] | None
+    ) -> Iterator[tuple[tuple[int, ...], int, Callable[[], None]]]:
+        for part in _parts(spec, fits, data, ends, execution, starts[phase], members):
+            never = _never_trained(fits[part[0][0]], part[0][1])
+            if shared is None:
+                same = vectorize.alike([fits[i].params for i, _ in part], never)
+            else:
+                same = [len(part) > 1 and path in shared and rests for path, rests in paths.items(never)]
+            of_part = [path for path, is_same in zip(paths.names(never), same, strict=True) if is_same]
+            compile_part = functools.partial(_compile, spec, fits, data, ends, execution, part, of_part)
+            yield tuple(i for i, _ in part), phase, compile_part
+            if phase + 1 in known and not _asks(rule(first, phase)):
+                later = [(i, (*history, fits[i].phases[phase + 1][1])) for i, history in part]
+                yield from following(later, phase + 1, of_part)
+
+    if known:
+        yield from following([(i, (fit.phases[0][1],)) for i, fit in enumerate(fits)], 0, None)
+
+
+def _compile(
+    spec: Spec,
+    fits: Sequence[Fit],
+    data: Data,
+    ends: Sequence[int],
+    execution: Execution,
+    part: Part,
+    shared: Collection[str],
+) -> None:
+    """Compile what `_phase` runs for a part of a group that shares the leaves of the paths `shared`; nothing where a
+    state is computed anew, or where what fits share of a prefix is not known."""
+    phase, histories = len(part[0][1]) - 1, [history for _, history in part]
+    members = [fits[i]._replace(rates=_rates(fits[i], phase)) for i, _ in part]
+    specialized = specialize(spec, members[0], histories[0])
+    if specialized.reestimated:
+        return
+    width = vectorize.shared_width(specialized, members, histories)
+    mesh, mode = layout(specialized, members, width, data, execution)
+    passes, batch = _passes(fits, ends, phase, members[0].phases[phase][0]), batch_size(members[0])
+    different = 1
+    if features.features_bytes(specialized, members[0], data, passes, execution.cache):
+        if phase and members[0].model_state:
+            return
+        different = features.different_prefixes(specialized, members[::width], histories)
+    short, inputs = features.shapes(specialized, members[0], data, passes, execution.cache, different)
+    assert isinstance(inputs, Data)
+    examples, targets = jax.tree.map(vectorize.shape_of, (inputs.inputs, inputs.targets))
+    examples, targets = place(mesh, examples, by_fit=different > 1), place(mesh, targets, by_fit=False)
+    state, trains = abstract(spec, members, histories, shared), trained_leaves(specialized)
+    average = None if state.average is None else part_of_average(state.average, trains)[0]
+    by_fit = (state.params, state.optimizer, average, state.model_state)
+    params, opt_state, average, model_state = place(mesh, by_fit)
+    trained, frozen = masks.split(params, trains)
+    of_all = place(mesh, state.shared, by_fit=False)
+    hyper, common = _passed(specialized, members, histories, mesh, of_all, vectorize.share_shapes)
+    rows, devices = capacity(batch), vectorize.sharing(mesh)
+    order = jax.ShapeDtypeStruct((len(members) // width, rows, -(-batch // devices) * devices), jnp.int32)
+    rates = jax.ShapeDtypeStruct((len(members), rows), jnp.float32)
+    arrays = (trained, opt_state, frozen, hyper, examples, targets, order, rates, (0, 0, 1))
+    further = () if average is None and not model_state else (average, model_state)
+    named: Any = {"fetch": vectorize.gather} if common is None else {"fetch": vectorize.gather, "shared": common}
+    vectorize.executable(short, mesh, width, mode, *arrays, *further, **named)
 
 
 def _tell_waiting(execution: Execution, reader: Reader, since: float) -> None:

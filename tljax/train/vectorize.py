@@ -510,28 +510,6 @@ def stack_hyper(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Ma
     )
 
 
-def share_hyper(
-    spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]], shared: Params | None
-) -> tuple[Hyper, Shared | None]:
-    """(What `stack_hyper` gives, less what all fits share; that), for fits whose parameters share `shared`.
-
-    The latter have never trained: they are as they were at the start.
-    """
-    needs_start, needs_fisher = _needed(spec)
-    hyper, start, fisher = stack_numbers(spec, fits, histories), None, None
-    if needs_start:
-        trees = [fit.params if shared is None else _without(fit.params, shared) for fit in fits]
-        own, start = share(trees)
-        start = shared if start is None else joined(start, shared)
-        hyper = hyper._replace(start=own)
-    if needs_fisher:
-        own, fisher = share([fit.fisher for fit in fits])
-        hyper = hyper._replace(fisher=own)
-    if shared is None and start is None and fisher is None:
-        return hyper, None
-    return hyper, Shared(shared, start, fisher)
-
-
 def _without(tree: Params, shared: Params) -> Params:
     """The tree with None for the leaves that are shared."""
     return jax.tree.map(lambda s, leaf: leaf if s is None else None, shared, tree, is_leaf=lambda s: s is None)
@@ -656,17 +634,62 @@ def share(trees: Sequence[Params], may: Mask | None = None) -> tuple[Params, Par
     >>> shared["a"] is same, own["a"], own["b"].shape
     (True, None, (2, 1))
     """
-    if len(trees) == 1:
+    same = alike(trees, may)
+    if not any(same):
         return stack(trees), None
     structure: Any = jax.tree.structure(trees[0])
     flat = [jax.tree.leaves(tree) for tree in trees]
-    allowed = [True] * structure.num_leaves if may is None else jax.tree.leaves(may)
-    same = [able and _same_bytes(leaves) for able, *leaves in zip(allowed, *flat, strict=True)]
-    if not any(same):
-        return stack(trees), None
     own = [[None if shared else leaf for leaf, shared in zip(leaves, same, strict=True)] for leaves in flat]
     shared = [_on_device_once(leaf) if shared else None for leaf, shared in zip(flat[0], same, strict=True)]
     return stack([jax.tree.unflatten(structure, leaves) for leaves in own]), jax.tree.unflatten(structure, shared)
+
+
+def share_shapes(trees: Sequence[Params], may: Mask | None = None) -> tuple[Params, Params | None]:
+    """What `share` gives, in shapes and dtypes."""
+    same, structure = alike(trees, may), jax.tree.structure(trees[0])
+    each = list(zip(map(shape_of, jax.tree.leaves(trees[0])), same, strict=True))
+    own = [None if shared else jax.ShapeDtypeStruct((len(trees), *leaf.shape), leaf.dtype) for leaf, shared in each]
+    shared = [leaf if shared else None for leaf, shared in each]
+    return jax.tree.unflatten(structure, own), jax.tree.unflatten(structure, shared) if any(same) else None
+
+
+def alike(trees: Sequence[Params], may: Mask | None = None) -> list[bool]:
+    """Of each leaf that is True in `may` whether all trees have the same bytes of it; of one tree alone none is so."""
+    flat = [jax.tree.leaves(tree) for tree in trees]
+    allowed = [True] * len(flat[0]) if may is None else jax.tree.leaves(may)
+    several = len(trees) > 1
+    return [several and able and _same_bytes(leaves) for able, *leaves in zip(allowed, *flat, strict=True)]
+
+
+def share_hyper(
+    spec: Spec,
+    fits: Sequence[Fit],
+    histories: Sequence[Sequence[Mask]],
+    shared: Params | None,
+    split: Callable[[Sequence[Params]], tuple[Params, Params | None]] = share,
+) -> tuple[Hyper, Shared | None]:
+    """(What `stack_hyper` gives, less what all fits share; that), for fits whose parameters share `shared`.
+
+    The latter have never trained: they are as they were at the start. `split` is `share`, or `share_shapes`.
+    """
+    needs_start, needs_fisher = _needed(spec)
+    hyper, start, fisher = stack_numbers(spec, fits, histories), None, None
+    if needs_start:
+        trees = [fit.params if shared is None else _without(fit.params, shared) for fit in fits]
+        own, start = split(trees)
+        start = shared if start is None else joined(start, shared)
+        hyper = hyper._replace(start=own)
+    if needs_fisher:
+        own, fisher = split([fit.fisher for fit in fits])
+        hyper = hyper._replace(fisher=own)
+    if shared is None and start is None and fisher is None:
+        return hyper, None
+    return hyper, Shared(shared, start, fisher)
+
+
+def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape of a leaf, and the dtype that JAX gives it."""
+    return jax.ShapeDtypeStruct(np.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
 
 
 def _same_bytes(leaves: Sequence[Any]) -> bool:
@@ -1104,14 +1127,24 @@ def divide(mesh: Mesh | None, rows: jax.Array) -> jax.Array:
 
 
 def place(mesh: Mesh | None, tree: Any, by_fit: bool = True) -> Any:
-    """The tree on the devices of the mesh: divided along its leading axis of fits, or whole on each device."""
+    """The tree on the devices of the mesh: divided along its leading axis of fits, or whole on each device.
+
+    Where a leaf is a shape and a dtype, all that is given are such, with their places.
+    """
     if mesh is None:
         return tree
     sharding = NamedSharding(mesh, _BY_FIT if by_fit else PartitionSpec())
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(tree)):
+        return jax.tree.map(functools.partial(_shape_at, sharding), tree)
     if jax.process_count() == 1:
         by_host = by_fit and mesh.devices.flat[0].platform == "cpu"
         return jax.device_put(jax.tree.map(_on_host_of_cpu, tree) if by_host else tree, sharding)
     return jax.tree.map(lambda leaf: _place_leaf(leaf, sharding), tree)
+
+
+def _shape_at(sharding: NamedSharding, leaf: Any) -> jax.ShapeDtypeStruct:
+    weak = bool(getattr(leaf, "weak_type", False))
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=weak)
 
 
 def _on_host_of_cpu(leaf: Any) -> Any:
