@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import cotangents, idle, leaks, numbers, program, rates, tracing
+from tljax.audit import cotangents, idle, leaks, multipliers, numbers, program, tracing
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
 from tljax.types import InputError, Mask, Params
@@ -572,7 +572,9 @@ class _Audit:
     def rates(self) -> list[Finding]:
         """The findings on whether leaves move by the numbers of the mask, where it has numbers."""
         moving = [
-            rates.Leaf(leaf.path, leaf.place, leaf.rate) for leaf in self.leaves if leaf.trains is True and leaf.rate
+            multipliers.Leaf(leaf.path, leaf.place, leaf.rate)
+            for leaf in self.leaves
+            if leaf.trains is True and leaf.rate
         ]
         if all(leaf.rate == 1 for leaf in moving):
             return []
@@ -585,7 +587,7 @@ class _Audit:
                 names.append((("batch", place), False) if self.init is None else ("gradient", True))
             else:
                 names.append(self._name_of_state(place))
-        return rates.findings(self.traced.closed, gradients, names, moving, self._filled)
+        return multipliers.findings(self.traced.closed, gradients, names, moving, self._filled)
 
     def _name_of_state(self, place: int) -> tuple[Any, bool]:
         """What a leaf of the state is, in words that it shares with those of other leaves and groups of leaves.
