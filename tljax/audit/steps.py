@@ -45,7 +45,7 @@ def step(
     """
     traced = tracing.trace(step, state, batch, params)
     audit = _Audit(traced, mask, _name(step))
-    audit.labels = audit.of_gradients()
+    audit.labels = audit.of_gradients(loss, batch)
     return audit.report()
 
 
@@ -167,15 +167,44 @@ class _Audit:
 
     # Reading.
 
-    def of_gradients(self) -> dict[tuple[int, ...], program.Label]:
-        """The labels of the places where the program reads a gradient of parameters."""
+    def of_gradients(
+        self, loss: Callable[..., Any] | None = None, batch: Any = None
+    ) -> dict[tuple[int, ...], program.Label]:
+        """The labels of the places where the program reads a gradient of parameters; by a loss where it is given."""
         by_path = {leaf.path: leaf for leaf in self.leaves}
         places = {leaf.place: leaf.path for leaf in self.leaves}
         self.roles = cotangents.cotangents(self.traced.closed, places)
+        if loss is not None and not all(role.assigned for role in self.roles.values()):
+            self.roles = self._by_loss(loss, batch)
         return {
             place: self._label([by_path[path] for path in role.leaves], role.assigned)
             for place, role in self.roles.items()
         }
+
+    def _by_loss(self, loss: Callable[..., Any], batch: Any) -> dict[tuple[int, ...], cotangents.Cotangent]:
+        """Whose gradient a value is, by the gradients of a loss on numbers, where nothing else decides it."""
+        if not numbers.fits(self.avals):
+            self.notes.append("the loss is not run: the state and the batch are too large")
+            return self.roles
+        inputs = numbers.sample(self.traced.leaves, self.traced.positions, self.size, everything=True)
+        of_batch = iter(inputs[self.size :])
+        is_number = (bool, int, float, complex)
+        given = [
+            next(of_batch) if hasattr(leaf, "dtype") or isinstance(leaf, is_number) else leaf
+            for leaf in jax.tree.leaves(batch)
+        ]
+        params = jax.tree.unflatten(
+            jax.tree.structure(self.traced.params), [inputs[place] for place in self.traced.positions]
+        )
+        try:
+            gradients = jax.jit(jax.grad(loss))(params, jax.tree.unflatten(jax.tree.structure(batch), given))
+            by_path = {
+                leaf.path: gradient for leaf, gradient in zip(self.leaves, jax.tree.leaves(gradients), strict=True)
+            }
+            return cotangents.by_value(self.traced.closed, self.roles, inputs, by_path)
+        except Exception as error:  # of a stranger's loss
+            self.notes.append(f"`loss` does not tell gradients apart: {plugins.describe(error)[:200]}")
+            return self.roles
 
     def _label(self, leaves: Sequence[_Leaf], assigned: bool) -> program.Label:
         if not assigned:
