@@ -153,7 +153,7 @@ def test_without_its_libraries_a_side_is_left_out():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--rows=fast", "--manual_dir=x"], "'fast' is none of full, probe"),
+        (["--rows=fast", "--manual_dir=x"], "'fast' is none of full, cnn"),
         (["--rounds=0", "--manual_dir=x"], "--rounds=0"),
         (["--rows=whole"], "without --manual_dir no such row is measured"),
         (["--rows=full", "--minutes=0"], "--minutes=0: it must be above 0"),

@@ -14,11 +14,12 @@ from experiments.benchmark.processes import CHECKOUT, SIDES, Patience, Running, 
 from experiments.benchmark.sides import BATCH, CLASSES, OF_PYTORCH, Work
 from tljax import switches
 
-ON_HOST = ("full", "probe", "probes", "trials", "stream", "whole", "growth")
-"""One fit of everything; of the head alone; 32 of the head; a search; streamed data; `reference.flags`; larger fits."""
-ON_ACCELERATOR = ("full", "fits", "most_fits", "study", "probe", "vit", "vits", "deterministic")
-"""One fit; 8 and 64; 512; `study.flags`; the head alone; a vision transformer; 8 of them; what determinism costs: the
-most important first, for whoever has a device for some minutes."""
+ON_HOST = ("full", "cnn", "probe", "probes", "trials", "stream", "whole", "growth")
+"""One fit of everything; of a convolutional network; of the head alone; 32 of the head; a search; streamed data;
+`reference.flags`; larger fits."""
+ON_ACCELERATOR = ("full", "fits", "most_fits", "study", "probe", "vit", "vits", "cnn", "deterministic")
+"""One fit; 8 and 64; 512; `study.flags`; the head alone; a vision transformer; 8 of them; a convolutional network; what
+determinism costs: the most important first, for whoever has a device for some minutes."""
 OF_PROGRAMS = {"whole": ("transfer", "reference.flags"), "study": ("compare", "study.flags")}
 """{row: (program, its flagfile)} of the rows that run whole programs."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -97,7 +98,7 @@ def cases(row: str, options: Options) -> dict[str, dict[str, Side]]:
         "trials": _trials,
         "stream": _stream,
         "growth": _growth,
-        "vit": _vit,
+        **{name: functools.partial(_one_fit, name) for name in NAMES},
         "deterministic": _deterministic,
         **{name: functools.partial(_fits, name) for name in ("fits", "most_fits", "vits")},
         **{name: functools.partial(_programs, name) for name in OF_PROGRAMS},
@@ -217,13 +218,17 @@ def _growth(options: Options) -> dict[str, dict[str, Side]]:
     return result
 
 
-def _vit(options: Options) -> dict[str, dict[str, Side]]:
+NAMES = {"vit": "vit, 6 blocks, width 64", "cnn": "cnn, 16 and 32 channels"}
+"""What rows are called that train a model other than the perceptron."""
+
+
+def _one_fit(model: str, options: Options) -> dict[str, dict[str, Side]]:
     result = {}
     for precision in options.precisions:
         work = functools.partial(
-            Work, model="vit", precision=precision, steps=_of_vit(options), turns=options.rounds + 2
+            Work, model=model, precision=precision, steps=_sixth(options), turns=options.rounds + 2
         )
-        result[f"vit, 6 blocks, width 64, 1 fit, {precision}"] = {
+        result[f"{NAMES[model]}, 1 fit, {precision}"] = {
             "tljax": Side(work("tljax")),
             "plain JAX": Side(work("plain")),
             "PyTorch, eager": Side(work("eager")),
@@ -233,14 +238,14 @@ def _vit(options: Options) -> dict[str, dict[str, Side]]:
     return result
 
 
-def _of_vit(options: Options) -> int:
-    """The steps of a turn of a vision transformer, a sixth."""
+def _sixth(options: Options) -> int:
+    """The steps of a turn of a model that takes longer."""
     return max(1, options.steps // 6)
 
 
 def _fits(row: str, options: Options) -> dict[str, dict[str, Side]]:
     few, most = options.fits[:-1], options.fits[-1:]
-    name = "vit, 6 blocks, width 64" if row == "vits" else "784-512-10"
+    name = NAMES["vit"] if row == "vits" else "784-512-10"
     result = {}
     for count in {"fits": few, "most_fits": most, "vits": few[:1]}[row]:
         for precision in options.precisions:
@@ -249,7 +254,7 @@ def _fits(row: str, options: Options) -> dict[str, dict[str, Side]]:
                 model="vit" if row == "vits" else "mlp",
                 fits=count,
                 precision=precision,
-                steps=_of_vit(options) if row == "vits" else options.steps,
+                steps=_sixth(options) if row == "vits" else options.steps,
                 turns=options.rounds + 2,
             )
             ensemble = "PyTorch, torch.func ensemble" + (" in a CUDA graph" if options.cuda else "")
@@ -266,7 +271,7 @@ def _deterministic(options: Options) -> dict[str, dict[str, Side]]:
     turns = options.rounds + 2
     works = {
         "784-512-10, 1 fit, float32": Work("tljax", steps=options.steps, turns=turns),
-        "vit, 6 blocks, width 64, 1 fit, float32": Work("tljax", model="vit", steps=_of_vit(options), turns=turns),
+        f"{NAMES['vit']}, 1 fit, float32": Work("tljax", model="vit", steps=_sixth(options), turns=turns),
         "gradients of an embedding": Work("embedding", steps=options.steps, turns=turns),
     }
     return {

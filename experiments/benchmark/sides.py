@@ -33,8 +33,9 @@ import numpy as np
 
 BATCH, RATE, CLASSES = 100, 0.01, 10
 EXAMPLES = 60_000
-MODELS = {"mlp": "mlp", "vit": "vit:width=64:depth=6:heads=4:patch=7"}
-"""The models by the names that rows have: 784-512-10, and a vision transformer of 6 blocks on 16 patches."""
+MODELS = {"mlp": "mlp", "cnn": "cnn:width=16:dense=64", "vit": "vit:width=64:depth=6:heads=4:patch=7"}
+"""The models by the names that rows have: 784-512-10, two convolutions of 16 and 32 channels and a dense layer, and a
+vision transformer of 6 blocks on 16 patches."""
 HEADS = 4
 """Of the vision transformer."""
 EPSILON = 1e-6
@@ -55,7 +56,7 @@ class Work(NamedTuple):
     side: str
     """One of `SIDES`."""
     model: str = "mlp"
-    """'mlp' or 'vit'."""
+    """'mlp', 'cnn' or 'vit'."""
     width: int = 512
     """Of the perceptron's hidden layer."""
     examples: int = EXAMPLES
@@ -383,8 +384,24 @@ def _jax_forward(model: str) -> Callable[[Any, Any], Any]:
             return hidden @ params["head"]["kernel"] + params["head"]["bias"]
 
         return forward
+    if model == "cnn":
+        return _jax_cnn
     apply = train.forward(models.build(MODELS[model], CLASSES, hidden=(512,), activation="relu"))
     return lambda params, x: apply(params, _floats(x))
+
+
+def _jax_cnn(params: Any, x: Any) -> Any:
+    """The convolutional network as JAX and Flax have its operations."""
+    import flax.linen as nn
+    import jax
+
+    x = _floats(x)
+    for name in ("conv_0", "conv_1"):
+        layer = params[name]["conv"]
+        x = jax.lax.conv_general_dilated(x, layer["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = nn.max_pool(jax.nn.relu(x + layer["bias"][None, None, None]), (2, 2), (2, 2))
+    x = jax.nn.relu(x.reshape(len(x), -1) @ params["dense"]["kernel"] + params["dense"]["bias"])
+    return x @ params["head"]["kernel"] + params["head"]["bias"]
 
 
 def _floats(x: Any) -> Any:
@@ -514,7 +531,7 @@ def pytorch(shared: Shared, work: Work) -> Iterator[Turn]:
     images = images if device.type == "cuda" else images.float().div_(255)  # which is the quicker way on each
     labels = torch.as_tensor(shared.labels, device=device).long()
     params = {path: torch.tensor(leaf, device=device) for path, leaf in shared.params.items()}
-    forward = _torch_mlp if work.model == "mlp" else _torch_vit
+    forward = {"mlp": _torch_mlp, "cnn": _torch_cnn, "vit": _torch_vit}[work.model]
     frozen = {path: leaf for path, leaf in params.items() if work.trains != "full" and not path.startswith("head/")}
     params = {path: leaf for path, leaf in params.items() if path not in frozen}
     if work.trains == "head":
@@ -608,6 +625,19 @@ def _torch_head(params: Flat, x: Any) -> Any:
 
 def _torch_mlp(params: Flat, x: Any) -> Any:
     return _torch_head(params, _torch_hidden(params, x))
+
+
+def _torch_cnn(params: Flat, x: Any) -> Any:
+    """The convolutional network on pixels of 0 to 1 [batch, 784], with the leaves of tljax's."""
+    import torch
+
+    functional = torch.nn.functional
+    x = x.reshape(-1, 1, 28, 28)
+    for name in ("conv_0", "conv_1"):
+        kernel = params[f"{name}/conv/kernel"].permute(3, 2, 0, 1)
+        x = functional.max_pool2d(torch.relu(functional.conv2d(x, kernel, params[f"{name}/conv/bias"], padding=1)), 2)
+    x = x.permute(0, 2, 3, 1).reshape(len(x), -1)
+    return _torch_head(params, torch.relu(x @ params["dense/kernel"] + params["dense/bias"]))
 
 
 def _torch_vit(params: Flat, x: Any) -> Any:
