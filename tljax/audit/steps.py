@@ -156,6 +156,7 @@ class _Audit:
         self.notes = list(traced.notes)
         self.roles: dict[tuple[int, ...], cotangents.Cotangent] = {}
         self.without_finite: program.Reading | None = None
+        self.computed_from: dict[tuple[int, ...], frozenset[int]] = {}
         self.begun: dict[int, Any] = {}
         """The leaves of the state that are no parameters, as far as it is known how they begin."""
 
@@ -348,6 +349,7 @@ class _Audit:
         self.reading, self.assumed = reading, assumed
         self.notes += reading.notes
         self.reach = self._reach()
+        self.followed = self._followed()
         self.unexplained = self._unexplained()
         findings = []
         moved: dict[int, Any] = {}
@@ -544,15 +546,11 @@ class _Audit:
         """The finding on whether trained leaves depend on the gradient of a frozen one."""
         bit, perhaps = self.gradient[leaf.number][1], self.perhaps[leaf.number]
         doubtful: dict[str, None] = {}
-        for other in self.leaves:
-            if other.trains is False:
-                continue
-            for _, piece in self.pieces(other.place, other.trains):
-                bits = piece.depends | self._through(piece.depends, self.reach)
-                if bits & bit:
-                    return self.leak(leaf, other)
-                if bits & perhaps:
-                    doubtful[other.path] = None
+        for number, bits in self.followed.items():
+            if bits & bit:
+                return self.leak(leaf, self.leaves[number])
+            if bits & perhaps:
+                doubtful[self.leaves[number].path] = None
         if doubtful:
             detail = f"{paths.some(list(doubtful), 2)}: a gradient on which it depends may be that of '{leaf.path}'"
             return Finding(leaf.path, "unseen", "not decided", detail)
@@ -565,7 +563,11 @@ class _Audit:
         """The finding that a trained leaf depends on the gradient of a frozen one, with the operation that mixes it."""
         bit, others = self.gradient[leaf.number][1], self._gradients() & ~self.gradient[leaf.number][1]
         through = [place for place in range(self.size) if self.reading.outputs[place].depends & bit]
-        mixed = leaks.mixing(self.traced.closed, [other.place, *through], self.reading.meetings, bit, others)
+        outputs = (other.place, *through)
+        if outputs not in self.computed_from:
+            wanted = [number in outputs for number in range(self.size)]
+            self.computed_from[outputs] = idle.live(self.traced.closed, wanted).equations
+        mixed = leaks.mixing(self.computed_from[outputs], self.reading.meetings, bit, others)
         if self.without_finite is None:
             self.without_finite = self.read(self.assumed, cut=("is_finite",))
         what = "its gradient"
@@ -587,16 +589,20 @@ class _Audit:
         if self.init is not None:
             return []
         known = self._gradients() | sum(self.perhaps.values())
-        names = []
+        return [
+            self.leaves[number].path for number, bits in self.followed.items() if bits & self.batch and not bits & known
+        ]
+
+    def _followed(self) -> dict[int, int]:
+        """For the number of each leaf that trains, the labels that its new value depends on, also through the state."""
+        followed = {}
         for leaf in self.leaves:
-            if leaf.trains is False:
-                continue
-            bits = 0
-            for _, piece in self.pieces(leaf.place, leaf.trains):
-                bits |= piece.depends | self._through(piece.depends, self.reach)
-            if bits & self.batch and not bits & known:
-                names.append(leaf.path)
-        return names
+            if leaf.trains is not False:
+                bits = 0
+                for _, piece in self.pieces(leaf.place, leaf.trains):
+                    bits |= piece.depends
+                followed[leaf.number] = bits | self._through(bits, self.reach)
+        return followed
 
     def rates(self) -> list[Finding]:
         """The findings on whether leaves move by the numbers of the mask, where it has numbers."""
