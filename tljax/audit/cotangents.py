@@ -20,6 +20,7 @@ What a custom derivative mixes within the backward pass is a part of the gradien
 
 import bisect
 import functools
+import math
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,7 +69,7 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
         results = walk.walk(program.jaxpr, inputs, (), _Context())
         walk.read(results, program.jaxpr.outvars, (), -1)
         before, gradients = gradients, _assigned(walk)
-        if gradients == before:
+        if gradients == before or not walk.gradients_in_turn():
             break
     labels = {}
     for place, value, _ in walk.crossings:
@@ -77,11 +78,6 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
             names = tuple(path for index, path in enumerate(paths) if mask >> index & 1)
             labels[place] = Cotangent(names, bool(role.stands))
     return labels
-
-
-def is_backward(equation: Any) -> bool:
-    """Whether an equation's own name stack says that it is of a backward pass; what is within it is so too."""
-    return "transpose" in _Context().within(equation).transforms
 
 
 _GRADIENTS_IN_TURN = 4
@@ -104,39 +100,41 @@ class _Role(NamedTuple):
     """All the leaves from which it is computed."""
 
 
-@dataclass
-class _Context:
+class _Context(NamedTuple):
     """Where an equation is: what transformed it, and the scopes that it is in."""
 
     transforms: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
     custom: bool = False
     """Whether it is within a function whose derivative is another one's: its sums may not hand their cotangent on."""
+    backward: bool = False
+    recomputed: bool = False
+    """Whether it is a part of a forward pass that a backward pass computes again."""
+    depth: int = 0
+    """Of how many gradients it is the forward pass, or a part of it; 0 of the backward pass of the outermost."""
 
     def within(self, equation: Any) -> "_Context":
         """The context of an equation of a program that has this one."""
-        stack = equation.source_info.name_stack.stack
-        transforms = tuple(part.name for part in stack if type(part).__name__ == "Transform")
-        scopes = tuple(part.name for part in stack if type(part).__name__ == "Scope")
-        custom = self.custom or equation.primitive.name.startswith("custom_")
-        return _Context(self.transforms + transforms, self.scopes + scopes, custom)
+        custom = equation.primitive.name.startswith("custom_")
+        return _context(self, equation.source_info.name_stack.stack, custom)
 
-    @property
-    def backward(self) -> bool:
-        return "transpose" in self.transforms
 
-    @property
-    def recomputed(self) -> bool:
-        """Whether it is a part of a forward pass that a backward pass computes again."""
-        return self.backward and "rematted_computation" in self.scopes
-
-    @property
-    def depth(self) -> int:
-        """Of how many gradients it is the forward pass, or a part of it; 0 of the backward pass of the outermost."""
-        names = [name for name in self.transforms if name in ("jvp", "transpose")]
-        if names[:1] == ["transpose"]:
-            return 0
-        return sum(name == "jvp" and before != "transpose" for before, name in zip([None, *names], names, strict=False))
+@functools.lru_cache(maxsize=10_000)
+def _context(outer: _Context, stack: tuple[Any, ...], custom: bool) -> _Context:
+    """The context of an equation with a name stack, in a program that has the outer one."""
+    transforms = outer.transforms + tuple(part.name for part in stack if type(part).__name__ == "Transform")
+    scopes = outer.scopes + tuple(part.name for part in stack if type(part).__name__ == "Scope")
+    names = [name for name in transforms if name in ("jvp", "transpose")]
+    backward = "transpose" in names
+    forward = sum(name == "jvp" and before != "transpose" for before, name in zip([None, *names], names, strict=False))
+    return _Context(
+        transforms,
+        scopes,
+        outer.custom or custom,
+        backward,
+        backward and "rematted_computation" in scopes,
+        0 if names[:1] == ["transpose"] else forward,
+    )
 
 
 @dataclass
@@ -199,6 +197,11 @@ class _Walk:
     crossings: list[_Crossing] = field(default_factory=list)
     backward: list[int] = field(default_factory=list)
     """The places of the equations of backward passes in the list."""
+
+    def gradients_in_turn(self) -> bool:
+        """Whether a forward pass follows a backward pass, so that it may be given what that one gave."""
+        first = self.backward[0] if self.backward else math.inf
+        return any(site.equation.order > first and not site.equation.context.recomputed for site in self.sites)
 
     def input(self, role: _Role) -> _Value:
         """A value that no equation of the list computes."""
