@@ -112,6 +112,14 @@ def test_a_leak_fails_unless_it_is_allowed():
     audit.frozen(*with_optax(inner), BATCH, MASK)
 
 
+def test_rates_are_those_of_the_mask():
+    rates = {"body": {"kernel": 0.25, "bias": 0.25}, "head": {"kernel": 1.0}}
+    scale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rates))
+    audit.rates(*with_optax(optax.chain(optax.adam(0.1), scale)), BATCH, rates)
+    text = table(*with_optax(optax.chain(scale, optax.adam(0.1))), BATCH, rates, of=audit.rates)
+    assert text.startswith("step does not move its leaves by their rates:") and "body/kernel" in text
+
+
 def test_a_load_that_loaded_nothing_fails():
     fresh = jax.tree.map(lambda leaf: leaf * 0.5, PARAMS)
     loaded = {**fresh, "body": PARAMS["body"]}
