@@ -19,6 +19,7 @@ from experiments import (
     convert,
     export,
     features,
+    merge,
     predict,
     pretrain,
     rank,
@@ -45,6 +46,7 @@ PROGRAMS = {
         convert,
         export,
         features,
+        merge,
         predict,
         pretrain,
         rank,
@@ -61,6 +63,8 @@ KINDS_OF_LORA = {
     "lora_shared": ("--seeds=0,1", "--steps=3", "--strategies=lora,lora_plus=lora:ratio=16"),
 }
 """What makes the third study of the page quick, by the name of its flagfile."""
+SHORT = {**KINDS_OF_LORA, "wise_ft": ("--seeds=0,1", "--steps=3", "--source_steps=3")}
+"""The same of every flagfile that takes flags of its own."""
 
 
 def test_the_first_two_commands_make_their_environment_and_ci_runs_them():
@@ -121,19 +125,21 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         quick = (
             ()
             if "--helpfull" in arguments
-            or program.endswith(("apply", "audit", "check", "convert", "export", "features", "predict", "report"))
+            or program.endswith(
+                ("apply", "audit", "check", "convert", "export", "features", "merge", "predict", "report")
+            )
             else QUICK
         )
         fewer = ("--trials=2", "--strategies=head_only") if program.endswith("search") else ()
         if program.endswith("compare") and "--flagfile" in line:
             fewer = ("--source_steps=3", "--strategies=scratch,full", "--train_examples=5/class")
         flagfile = Path(arguments[0].removeprefix("--flagfile=") if arguments else "")
-        if flagfile.suffix == ".flags" and flagfile.stem in KINDS_OF_LORA:
-            quick, fewer = KINDS_OF_LORA[flagfile.stem], ()
+        if flagfile.suffix == ".flags" and flagfile.stem in SHORT:
+            quick, fewer = SHORT[flagfile.stem], ()
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 33
+    assert ran == 35
     assert "mine.py:strategy" in capsys.readouterr().out
 
 

@@ -49,6 +49,9 @@ NORM = {"hidden_0/norm/scale", "hidden_0/norm/bias"}
 TRAINED = {
     "scratch": ALL,
     "full": ALL,
+    "wise_ft": ALL,
+    "lines": ALL,
+    "shrink_perturb": ALL,
     "random_features": HEAD,
     "head_only": HEAD,
     "last_k": HEAD,
@@ -87,6 +90,7 @@ RATES = {
 
 PHASES = {
     "lp_ft": [(0, HEAD), (0.5, ALL)],
+    "wise_ft:probe=0.25": [(0, HEAD), (0.25, ALL)],
     "lp_ft:start=0.25": [(0, HEAD), (0.25, ALL)],
     "gradual_unfreeze": [(0, HEAD), (1 / 3, HEAD | ONE), (2 / 3, ALL)],
     "gradual_unfreeze:every=0.1": [(0, HEAD), (0.1, HEAD | ONE), (0.2, ALL)],
@@ -180,7 +184,7 @@ def test_a_strategy_trains_what_is_fresh_in_every_phase(name):
     """Fresh here: the first bias and the head; what a reinit drew anew may stay frozen, for it was on purpose."""
     _, context = start(name)
     reinit = plugins.method(name)[0].reinit
-    drawn = set(reinit(context)) - {"head"} if reinit else set()
+    drawn = set(reinit(context)) - {"head"} if reinit and not plugins.takes(reinit, "params") else set()
     new = {"hidden_0/bias"} if "hidden_0" not in drawn else set()
     fresh = paths.each(lambda path, old: bool(old) or path in new, context.fresh)
     for _, mask in evaluated(name, fresh=fresh):
@@ -334,6 +338,12 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("dora:rank=0", "dora:rank=0: it is at least 1"),
         ("dora:scale=0", "above 0 and finite"),
         ("pissa:rank=0", "pissa:rank=0: it is at least 1"),
+        ("wise_ft:alpha=2", "from 0 to 1"),
+        ("wise_ft:curve=1", "at least 2"),
+        ("wise_ft:probe=1", "from 0 and below 1"),
+        ("lines:alpha=-1", "at least 0"),
+        ("shrink_perturb:shrink=2", "from 0 to 1"),
+        ("shrink_perturb:sigma=-1", "at least 0 and finite"),
     ],
 )
 def test_options_out_of_range_are_refused(text, message):
@@ -603,7 +613,11 @@ def test_a_strategy_is_used_on_any_tree_without_a_traceback(name, staged):
             "strategy": lambda params: method.strategy(params, context),
             "adapt": lambda params: method.adapt(params, jax.random.key(0)),
             "merge": lambda params: method.merge(params),
-            "reinit": lambda params: method.reinit(context),
+            "reinit": lambda params: (
+                method.reinit(params, jax.random.key(0), context)
+                if plugins.takes(method.reinit, "params")
+                else method.reinit(context)
+            ),
             "left_out": lambda params: method.left_out(params, context),
         }
         for part, attempt in attempts.items():

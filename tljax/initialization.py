@@ -16,6 +16,7 @@ import numpy as np
 from tljax import batch_stats, graft, masks, paths, plugins, switches
 from tljax.types import (
     END_NAMES,
+    SELECTED_END,
     Context,
     InputError,
     Mask,
@@ -88,8 +89,11 @@ class Start(NamedTuple):
     """(stage, what becomes of its state) of the stages that have one."""
     rules: tuple[PhaseRule, ...] = ()
     """How each phase ends, and its rate; () if all end where the next begins, at the recipe's rate."""
-    finish: Callable[[Params], dict[str, Params]] | None = None
-    """The parameters after training -> {name: parameters to evaluate and keep beside them}."""
+    finish: Callable[..., dict[str, Params]] | None = None
+    """(the parameters after training, those with which each phase after the first began, if it asks for them) -> {name:
+    parameters to evaluate and keep beside them}."""
+    finish_takes_phases: bool = False
+    """Whether `finish` asks for them."""
     factored: Callable[[Params], Params] | None = None
     """What the model is applied with in place of what `merge` gives (`Method.factored`)."""
     contracted: Mapping[str, int] = {}
@@ -138,7 +142,8 @@ def start(
     source = source if source is None else batch_stats.split(source)[0]
     context = Context(stages, source, initialized.fresh, key)
     finish = functools.partial(_finished, method, options, params, context, name, call) if method.finish else None
-    form = {"factored": initialized.factored, "contracted": initialized.contracted}
+    takes_phases = method.finish is not None and plugins.takes(method.finish, "phases")
+    form = {"factored": initialized.factored, "contracted": initialized.contracted, "finish_takes_phases": takes_phases}
     if method.data_driven and look is None:
         state = initialized.model_state, _modes(method, options, initialization, initialized, context, name, call)
         return Start(params, (), *rest, None, *state, finish=finish, **form)
@@ -177,6 +182,11 @@ def start(
     at = tuple((float(phase.start), of_phase(phase)) for phase in answered)
     if all(rule == PhaseRule() for rule in rules):
         rules = ()
+    if takes_phases and any(rule.until or rule.restore for rule in rules):
+        raise InputError(
+            f"{name}: its finish takes `phases`, which end by validation: let it do without one of the two"
+        )
+    finish = functools.partial(finish, count=len(at)) if finish else None
     state = initialized.model_state, _modes(method, options, initialization, initialized, context, name, call)
     return Start(params, at, *rest, initialization.fisher, *state, rules, finish, **form)
 
@@ -235,17 +245,24 @@ def _finished(
     name: str,
     call: Callable[..., Any],
     params: Params,
+    began: Sequence[Params] | None = None,
+    count: int = 1,
 ) -> dict[str, Params]:
-    """What a strategy's `finish` makes of the parameters after training; raises InputError for what cannot be meant."""
+    """What a strategy's `finish` makes of the parameters after training, and of those with which its phases after the
+    first `began` (without them they are the start's, of `count` phases); raises InputError for what cannot be meant."""
     assert method.finish is not None
     trees = (writable(jax.tree.map(jnp.asarray, tree)) for tree in (params, start))
-    answer = call("finish", method.finish, *trees, shown(context), **plugins.taken(method.finish, options))
+    taken = plugins.taken(method.finish, options)
+    if plugins.takes(method.finish, "phases"):
+        began = [start] * (count - 1) if began is None else began
+        taken["phases"] = tuple(writable(jax.tree.map(jnp.asarray, tree)) for tree in (start, *began))
+    answer = call("finish", method.finish, *trees, shown(context), **taken)
     if not isinstance(answer, dict) or not answer:
         raise InputError(f"{name}: finish gives {plugins.shown(answer)}: return a dict {{name: parameters}}")
     for end, tree in answer.items():
         if not isinstance(end, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", end):
             raise InputError(f"{name}: finish names a result {plugins.shown(end)}: take letters, digits, '_', '-', '.'")
-        if end in (*END_NAMES, *_SUFFIXES):
+        if end in (*END_NAMES, SELECTED_END, *_SUFFIXES):
             raise InputError(f"{name}: finish names a result '{end}', which has a meaning: choose another name")
         paths.same_structure(params, tree, "the parameters", f"what finish of {name} gives as '{end}'")
         for path, leaf in paths.items(params):
@@ -268,6 +285,8 @@ def initialize(method: Method, options: Mapping[str, Any], initialization: Initi
     fresh_stages, zero = (*again, *last) if head == "fresh" else again, last if head == "zero" else ()
     plan = graft.plan(source, drawn, fresh=fresh_stages, zero=zero)
     (ordinary, model_state), (fresh, _) = map(batch_stats.split, graft.apply(plan, source, drawn))
+    if _replaces(method):
+        ordinary = _replaced(method, options, ordinary, key, Context(stages=stages, fresh=writable(fresh)))
     params, merge, factored = ordinary, None, None
     if method.adapt:
         known = dict(paths.items(fresh))
@@ -310,10 +329,32 @@ def with_leaves(initialization: Initialization) -> tuple[str, ...]:
 
 def redrawn(method: Method, options: Mapping[str, Any], stages: tuple[str, ...]) -> tuple[str, ...]:
     """The path prefixes that a method draws anew beside the head; raises InputError unless `reinit` gives a list."""
-    names: Any = _call(method.reinit, options, Context(stages=stages)) if method.reinit else ()
+    names: Any = ()
+    if method.reinit and not _replaces(method):
+        names = _call(method.reinit, options, Context(stages=stages))
     if not isinstance(names, Sequence) or isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise InputError(f"reinit gives {plugins.shown(names)}: return a list of path prefixes, or []")
     return tuple(names)
+
+
+def _replaces(method: Method) -> bool:
+    """Whether a method's `reinit` gives parameters, not names of what to draw anew."""
+    return method.reinit is not None and plugins.takes(method.reinit, "params")
+
+
+def _replaced(method: Method, options: Mapping[str, Any], params: Params, key: jax.Array, context: Context) -> Params:
+    """What `reinit` makes of the parameters after the graft; raises InputError for another structure, shape, dtype."""
+    assert method.reinit is not None
+    given = jax.tree.map(jnp.asarray, params)
+    answer = _call(method.reinit, options, writable(given), key, context)
+    paths.same_structure(params, answer, "the parameters", "what reinit gives")
+    for path, leaf, other in paths.items(given, answer):
+        kinds = [(jnp.shape(each), jnp.result_type(each)) for each in (leaf, other)]
+        if kinds[0] != kinds[1]:
+            raise InputError(
+                f"reinit gives {kinds[1][1]}{list(kinds[1][0])} at '{path}', not {kinds[0][1]}{list(kinds[0][0])}"
+            )
+    return jax.tree.map(jnp.asarray, answer)
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,10 @@ END_NAMES = ("last", "best", "average")
 """What any fit may end with: its parameters after the last step, those of the point with the best validation score, the
 average of what trained. A strategy's `finish` gives ends of other names."""
 
+SELECTED_END = "selected"
+"""Of the ends that a strategy's `finish` gives, the one with the best validation score, where there is a split for it;
+of equal scores the first."""
+
 
 class Method(NamedTuple):
     """What a strategy's module offers, as `plugins.method` reads it."""
@@ -203,13 +207,15 @@ class Method(NamedTuple):
     merge: Callable[..., Params] | None = None
     """(params, **options) -> ordinary params with the same outputs."""
     reinit: Callable[..., Sequence[str]] | None = None
-    """(context, **options) -> path prefixes to draw anew beside the head."""
+    """(context, **options) -> path prefixes to draw anew beside the head. With a parameter `params` it is (params, key,
+    context, **options) -> params of the same structure: what a fit starts from in the place of what the graft gave."""
     left_out: Callable[..., Sequence[str]] | None = None
     """(params, context, **options) -> paths of the leaves that it cannot treat though it is meant to; a dry run lists
     them."""
     finish: Callable[..., Mapping[str, Params]] | None = None
     """(params, start, context, **options) -> {name: parameters of the same structure}, after training; `start` is where
-    the fit began, after graft and adapt. Each of them is evaluated and kept."""
+    the fit began, after graft and adapt. Each of them is evaluated and kept. With a parameter `phases` it gets the
+    parameters with which each phase began, the first of which are `start`."""
     batch_stats: Callable[..., Mapping[str, str]] | None = None
     """(context, **options) -> {stage: what becomes of its state: one of `batch_stats.MODES`}; stages that it does not
     name are as all others are."""

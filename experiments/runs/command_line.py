@@ -37,6 +37,7 @@ ORDER = (
     "transfer",
     "compare",
     "report",
+    "merge",
     "export",
     "apply",
     "convert",

@@ -33,7 +33,7 @@ from tljax.study.units import to_record
 from tljax.train import ahead, gradients, vectorize
 from tljax.train.cost import largest
 from tljax.train.data import is_streamed
-from tljax.types import Mask, Metric, Model, ModelState, Objective, Params, Task
+from tljax.types import SELECTED_END, Mask, Metric, Model, ModelState, Objective, Params, Task
 
 # ---- An experiment
 
@@ -120,7 +120,7 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         score, metric = (of_source.score, of_source.metric) if of_source else (None, None)
         result = replace(planned.result, source_accuracy=score, source_metric=metric)
         fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
-        fit = fit._replace(keeps_best=settings.verdict_of == "best")
+        fit = fit._replace(keeps_best=settings.verdict_of == "best", keeps_selected=settings.verdict_of == SELECTED_END)
         begins = fit.result.phase_steps
         if len(begins) > 1 and planned.seed == settings.seeds[0]:
             console.say(f"{planned.strategy.label}: phases begin at the steps {', '.join(map(str, begins))}")
@@ -295,10 +295,15 @@ class PreparedFit(NamedTuple):
     trial: train.Fit
     validation: np.ndarray
     """int32: the training examples that are held out."""
-    finish: Callable[[Params], Mapping[str, Params]] | None = None
-    """The parameters after training -> {name: parameters to evaluate and keep beside them}."""
+    finish: Callable[..., Mapping[str, Params]] | None = None
+    """(the parameters after training, those with which later phases began) -> {name: parameters to evaluate and keep
+    beside them}."""
+    keeps_phases: bool = False
+    """Whether `finish` asks for the parameters with which phases began."""
     keeps_best: bool = False
     """Whether what the best point predicts is kept."""
+    keeps_selected: bool = False
+    """Whether the best of what `finish` gives, by the validation split, is kept as an end of its own."""
     merge: Callable[[Params], Params] | None = None
     """The parameters -> the model's ordinary ones, which are kept beside them."""
 
@@ -358,7 +363,7 @@ def build(
     )
     begins = [step for step, _ in trial.phases]
     result = replace(result, steps=total, phase_steps=begins)
-    return PreparedFit(result, spec, trial, validation, start.finish, merge=start.merge)
+    return PreparedFit(result, spec, trial, validation, start.finish, start.finish_takes_phases, merge=start.merge)
 
 
 def _class_weights(on_device: DeviceData, subset: np.ndarray) -> np.ndarray | None:
@@ -715,6 +720,8 @@ def advanced(
             since = jax.tree.map(lambda *curves: np.concatenate(curves), records[i].since, since)
         record = records[i]._replace(seconds=records[i].seconds + seconds, since=since)
         record = _with_phases(record, group[i], state, row)
+        if group[i].keeps_phases and state.step in [step for step, _ in group[i].trial.phases[1:]]:
+            record = record._replace(phases=(*record.phases, _variables(held, row)))
         if record.diverged is None:
             step = diverged_at(state, row, logits)
             # From point to point, wherever a fit was stopped between them: what is kept of it must not depend on that.
@@ -848,6 +855,7 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
     row, record = part.fits.index(i), progress.records[i]
     variables = jax.tree.map(np.array, _variables(part, row))
     ends: dict[str, tuple[int, Params]] = {}
+    evaluated: dict[str, End] = {}
     test = _measure(on_device, logits)
     if record.diverged is None and test["score"] is None:
         primary, targets = on_device.objective.metrics[0], np.asarray(on_device.task.test.targets)
@@ -864,8 +872,12 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
         ends |= {"best": (record.best[0], record.best[2])} if record.best and fit.keeps_best else {}
         ends |= {"average": (last, _averaged(part, row))} if part.average is not None else {}
         params, model_state = batch_stats.split(variables)
-        finished = fit.finish(params) if fit.finish else {}
+        began = [batch_stats.split(tree)[0] for tree in record.phases]
+        finished = fit.finish(params, began) if fit.finish else {}
         ends |= {name: (last, batch_stats.join(tree, model_state)) for name, tree in finished.items()}
+        evaluated = {name: _end(on_device, fit, *end) for name, end in ends.items()}
+        if fit.keeps_selected:
+            evaluated |= _selected(on_device, {name: evaluated[name] for name in finished})
     return Outcome(
         *batch_stats.split(variables),
         part.masks[row],
@@ -873,8 +885,21 @@ def _outcome(on_device: DeviceData, fit: PreparedFit, progress: Progress, i: int
         logits,
         test,
         _validate(on_device, fit.spec, variables, fit.validation) if record.diverged is None else None,
-        {name: _end(on_device, fit, *step_and_variables) for name, step_and_variables in ends.items()},
+        evaluated,
     )
+
+
+def _selected(on_device: DeviceData, ends: Mapping[str, End]) -> dict[str, End]:
+    """{"selected": the end with the best validation score, the first of equal ones}; {} where there is no score."""
+    primary = on_device.objective.metrics[0]
+    selected: End | None = None
+    for end in ends.values():
+        if (score := _score(end.validation)) is None:
+            continue
+        best = None if selected is None else _score(selected.validation)
+        if best is None or is_better(primary, score, best):
+            selected = end
+    return {} if selected is None else {SELECTED_END: selected}
 
 
 def _end(on_device: DeviceData, fit: PreparedFit, step: int, variables: Params) -> End:
@@ -982,7 +1007,7 @@ def _leave(
         for number, mask in enumerate(outcome.masks):
             masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
         ends = {
-            end: {"step": of_end.step, **_measures(goal, of_end.test, of_end.validation)}
+            end: {"step": of_end.step, **fields_of(goal, of_end.test, of_end.validation)}
             | dict(
                 zip(
                     ("predictions", "predictions_sha256"),
@@ -1030,7 +1055,7 @@ def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Resu
     return replace(
         fit.result,
         **_counts(outcome.params, outcome.masks),
-        **_measures(goal, test, validation),
+        **fields_of(goal, test, validation),
         train_loss=last["train_loss"],
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
@@ -1047,7 +1072,7 @@ def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Resu
     )
 
 
-def _measures(goal: Objective, test: Mapping[str, Any], validation: Mapping[str, Any] | None) -> dict[str, Any]:
+def fields_of(goal: Objective, test: Mapping[str, Any], validation: Mapping[str, Any] | None) -> dict[str, Any]:
     """The fields of a result that say how good parameters are, from their metrics."""
     is_accuracy = to_record(goal.metrics[0]) is None
     scores = {"test_score": test["score"], "validation_score": validation["score"] if validation else None}

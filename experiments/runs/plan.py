@@ -47,7 +47,7 @@ from tljax.models import randomness
 from tljax.study.results import Result
 from tljax.train import flops, vectorize
 from tljax.train.step import state_modes
-from tljax.types import END_NAMES, Batch, Context, InputError, Method, Model, Objective, Params, Task
+from tljax.types import END_NAMES, SELECTED_END, Batch, Context, InputError, Method, Model, Objective, Params, Task
 
 # ---- A strategy, as the settings name it
 
@@ -227,7 +227,8 @@ def prepare(
         for budget in settings.train_examples:
             check_recipe(settings.recipe, budget, target, start)
         if start.finish:
-            names_of_ends[strategy.label] = list(start.finish(start.params))
+            selected = [SELECTED_END] if settings.recipe.validation else []
+            names_of_ends[strategy.label] = [*start.finish(start.params), *selected]
     require_end(settings.verdict_of, names_of_ends)
     _try_augment(settings.recipe, target)
     if settings.augment_views:

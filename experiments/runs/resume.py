@@ -41,6 +41,8 @@ class Record(NamedTuple):
     """The step at which its last phase was over, if that is before the last."""
     peak_bytes: int | None = None
     """The most memory that its training program took on a device so far."""
+    phases: tuple[Params, ...] = ()
+    """The variables with which its phases after the first began, where its strategy's `finish` asks for them."""
 
 
 class Progress(NamedTuple):
@@ -156,6 +158,7 @@ def _save(place: Path, keys: Sequence[str], progress: Progress) -> None:
         arrays[f"fit{number}.since"] = record.since
         arrays[f"fit{number}.finite"] = record.finite
         arrays[f"fit{number}.best"] = record.best and record.best[2]
+        arrays |= {f"fit{number}.phase{phase}": tree for phase, tree in enumerate(record.phases)}
     filled = {name: tree for name, tree in arrays.items() if jax.tree.leaves(tree)}  # Orbax takes no empty tree
     about = {
         "keys": list(keys),
@@ -276,7 +279,9 @@ def _restored(
         log = _log(since, len(program.penalties)) if since else None
         unsaid: list[Any] = [(), None, None]  # an older tljax did not save them
         began, stopped, peak_bytes = list(more) + unsaid[len(more) :]
-        records.append(Record(curve, seconds, log, diverged, last, best, tuple(began), stopped, peak_bytes))
+        count = sum(name.startswith(f"fit{number}.phase") for name in arrays)
+        phases = tuple(checkpoint.unflatten(arrays[f"fit{number}.phase{phase}"], like) for phase in range(count))
+        records.append(Record(curve, seconds, log, diverged, last, best, tuple(began), stopped, peak_bytes, phases))
     return Progress(tuple(parts), tuple(records))
 
 

@@ -15,7 +15,7 @@ from experiments.runs.command_line import Kind, flag
 from tljax import batch_stats, models, optimizers, plugins
 from tljax.data.images import RESIZES
 from tljax.objective import AUTO
-from tljax.types import InputError, Model
+from tljax.types import SELECTED_END, InputError, Model
 
 MOST_DEVICES = 1024
 MOST_STEPS = 10**8
@@ -142,7 +142,7 @@ class StrategyFlags:
     verdict_of: str = flag(
         "last",
         "which parameters results and verdicts are of: last, best (of the points, by --validation), average (of "
-        "--ema), or a name that the strategies' finish gives",
+        "--ema), a name that the strategies' finish gives, or selected (of all these, by --validation)",
         neutral="last",
     )
 
@@ -588,6 +588,8 @@ def _check(settings: Settings) -> None:
     profile_steps(settings)
     if settings.verdict_of == "best" and not settings.recipe.validation:
         raise InputError("--verdict_of=best is by a validation split: give --validation=0.1, say")
+    if settings.verdict_of == SELECTED_END and not settings.recipe.validation:
+        raise InputError("--verdict_of=selected is by a validation split: give --validation=0.1, say")
     if settings.verdict_of == "average" and not settings.recipe.ema:
         raise InputError("--verdict_of=average is of --ema: give --ema=0.999, say")
     refuse_shared_names(settings.strategies)
