@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from tljax import paths, plugins
+from tljax.slots import Gathered
 from tljax.types import InputError, Mask, Params
 
 
@@ -106,6 +107,8 @@ def decays(rule: str, params: Params) -> Mask:
     >>> decays("dense/*", params)
     {'dense': {'bias': True, 'kernel': True}, 'pos_embedding': False}
     """
+    if isinstance(params, Gathered):  # by their own paths
+        return Gathered(decays(rule, params.own), tuple(decays(rule, slot) for slot in params.slots))
     if rule == "all":
         return paths.each(lambda path, leaf: True, params)
     if rule == "kernels":

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import masks
+from tljax import masks, paths
 from tljax.types import MaskSchedule
 
 CALLS = itertools.count()
@@ -105,6 +105,12 @@ def freezes_the_head_for_good(params, context):
 
 def every_zero(params, context):
     return MaskSchedule(no_memory, all_on, everything(params), every=0)
+
+
+def has_more_on_than_slots(params, context):
+    number = {stage: i for i, stage in enumerate(context.stages)}
+    groups = paths.each(lambda path, leaf: number.get(path.split("/")[0], 0), params)
+    return MaskSchedule(no_memory, all_on, everything(params), off="dropped", groups=groups, slots=1)
 
 
 def words(params, context):

@@ -11,7 +11,7 @@ from tljax import masks, optimizer, optimizers, paths
 from tljax.audit import fits, problems
 from tljax.audit.cases import Case
 from tljax.audit.lines import Check, line, same_bytes
-from tljax.types import MaskSchedule, Params, Seen
+from tljax.types import InputError, MaskSchedule, Params, Seen
 
 MOST_STEPS = 48
 """Steps of the short fit, at most; else three choices and one step more."""
@@ -111,16 +111,23 @@ def trained(case: Case, schedule: MaskSchedule) -> list[Check]:
     count = min(MOST_STEPS, 3 * schedule.every + 1)
     steps: list[_Step] = []
     before = jax.tree.map(np.asarray, case.params)
-    for state in fits.states(fits.program(model, case.applied), case.params, schedule, data, count, case.model_state):
-        after, on = (jax.tree.map(lambda leaf: np.array(leaf[0]), tree) for tree in (state.params, state.optimizer.on))
-        steps.append(_Step(before, after, on))
-        before = after
+    enough = "no more is on than there are slots"
+    try:
+        program = fits.program(model, case.applied)
+        for state in fits.states(program, case.params, schedule, data, count, case.model_state):
+            trees = state.params, state.optimizer.on
+            after, on = (jax.tree.map(lambda leaf: np.array(leaf[0]), tree) for tree in trees)
+            steps.append(_Step(before, after, on))
+            before = after
+    except InputError as error:
+        return [Check(enough, False, str(error))]
     promises = {
         "what is off keeps its bytes": _off_kept,
         "something trains in each step": _something_on,
         "new leaves are on in time": _fresh_on,
     }
-    return [line(name, promise, case, schedule, steps) for name, promise in promises.items()]
+    checks = [line(name, promise, case, schedule, steps) for name, promise in promises.items()]
+    return [*checks, Check(enough, True, f"{schedule.slots} slots")] if schedule.slots else checks
 
 
 def _rows(step: _Step) -> list[tuple[str, Any, Any, Any]]:

@@ -219,6 +219,7 @@ def fit(
         with _phase(spec, fits, data, ends, execution, state) as train:
             for end in (end for end in ends if end > state.step):
                 state, log, most = train(end, state, most)
+                _require_slots(state)
                 if _is_watched(fits, state) and state.step == end and validate is not None:
                     state = _observed(spec, fits, state, validate(state))
                 elif state.step == _latest_end(fits, state, last) != last:
@@ -233,6 +234,18 @@ def fit(
                 if _ended(fits, state, last):
                     waiting = itertools.chain([state], waiting)
                     break
+
+
+def _require_slots(state: State) -> None:
+    """Raise InputError if a schedule had more on than there are slots: what found none was off."""
+    of_schedule = state.optimizer
+    if isinstance(of_schedule, optimizer.Scheduled) and of_schedule.over is not None:
+        times, slots = int(np.max(host(of_schedule.over))), of_schedule.slots.shape[-1]
+        if times:
+            raise InputError(
+                f"the schedule of the mask has more groups on than its {slots} slots ({times} times before step "
+                f"{state.step}): give it more slots, or switch fewer on"
+            )
 
 
 def _check_group(fits: Sequence[Fit], ends: Sequence[int], validate: Validate | None) -> None:

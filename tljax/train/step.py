@@ -667,6 +667,8 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
     trains = jax.tree.leaves(masks.static(fit.params, history[-1]))
     schedule = schedule_of(fit, history)
     spec = replace(spec, schedule=None if schedule is None else replace(schedule, scope=None))
+    if schedule is not None and schedule.slots:
+        _require_alike_decay(spec, schedule, fit.params)
     # A leaf of 1.0 compiles to the same as True, bit for bit: `canonical` makes it True.
     leaves = [(m is True or None) if t else False for m, t in zip(_mask_leaves(fit, history), trains, strict=True)]
     count, ranks = cohort_ranks(spec, fit, history)
@@ -689,6 +691,17 @@ def specialize(spec: Spec, fit: Fit, history: Sequence[Mask]) -> Spec:
         tracked=tracked,
         reestimated=reestimated,
     )
+
+
+def _require_alike_decay(spec: Spec, schedule: MaskSchedule, params: Params) -> None:
+    """Raise InputError for a rule of decay that tells groups apart that share slots: decay goes with the slot."""
+    trained = masks.split(params, schedule.scope)[0]
+    layout = optimizer.layout_of(schedule, masks.canonical(params, schedule.scope), trained)
+    decay = list(paths.items(optimizers.decays(spec.optimizer.decay, trained)))
+    for places in zip(*layout.members, strict=True) if layout else ():
+        if len({decay[place][1] for place in places}) > 1:
+            reason = f"it tells '{decay[places[0]][0]}' from others with which it shares slots: let blocks decay alike"
+            raise InputError(reason, field="decay", value=spec.optimizer.decay)
 
 
 def traced_leaves(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Any, ...]:
