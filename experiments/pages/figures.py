@@ -273,6 +273,29 @@ def learning_curves(members: Members, curves: Curves, field: str, where: str, st
     return figure, f"Line chart of {what} against step{where}. Mean at the last step: {', '.join(ends)}."
 
 
+def trained_over_time(name: str, fits: Sequence[Result], curves: Curves, where: str) -> Picture | None:
+    """In what share of the steps before each point of the curves each leaf trained, mean over fits; None where no mask
+    moves."""
+    each = [curves[fit.name] for fit in fits if fit.name in curves]
+    fields = [field for field in (each[0] if each else ()) if field.startswith("trained/")]
+    each = [curve for curve in each if len(curve["step"]) == len(each[0]["step"]) and {*fields} <= {*curve}]
+    if not fields or not each:
+        return None
+    steps = np.diff(each[0]["step"], prepend=0)
+    shares = np.array(
+        [[100 * np.diff(curve[field], prepend=0) / np.maximum(steps, 1) for field in fields] for curve in each]
+    ).mean(0)
+    names = [field.removeprefix("trained/") for field in fields]
+    figure = _canvas(5.6, 0.9 + 0.2 * len(names))
+    axes = figure.add_subplot()
+    _heat_map(axes, shares, 0, 100)
+    axes.set_yticks(range(len(names)), names, fontsize=7)
+    axes.set_xticks(range(len(steps)), [f"{step:.0f}" for step in each[0]["step"]])
+    axes.set(xlabel="step", title=_wrapped(name))
+    means = [f"{path} {share:.0f}" for path, share in zip(names, shares @ steps / max(steps.sum(), 1), strict=True)]
+    return figure, f"Share of the steps in which each leaf trained, in %, {name}{where}; in all: {', '.join(means)}."
+
+
 def accuracy_by_class(members: Members, classes: Sequence[str], where: str) -> Picture | None:
     """A heat map of test accuracy, strategy x class, over the fits that ended."""
     measured = {name: _measured(fits, "per_class_accuracy") for name, fits in members.items()}

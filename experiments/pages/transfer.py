@@ -122,6 +122,10 @@ LEARNING = (
     "{Metric} at the end of each segment, on the test set (on the validation split where one was held out), and "
     "training loss averaged over it. Lines are means over seeds, bands their range; diverged fits are left out."
 )
+MOVING = (
+    "Where the mask moves: the share of the steps up to each point in which a leaf trained, in %, a step in which some "
+    "of its elements did counting for their share; mean over seeds."
+)
 BY_CLASS = "Test accuracy of each class in %, mean over the fits that did not diverge."
 CONFUSION = "Predicted class against true class in % of the true class, summed over the fits that did not diverge."
 
@@ -163,6 +167,8 @@ def _sections(
         lines = [figures.learning_curves(members, curves, field, where, strokes) for field in ("score", "train_loss")]
         blocks["learning"] += figure(learning(tables.metric_of(panel)), lines, "grid", heading)
         cells = figures.accuracy_by_class(members, classes, where)
+        moving = [figures.trained_over_time(name, fits, curves, where) for name, fits in members.items()]
+        blocks["learning"] += figure(MOVING, moving, "grid", heading)
         blocks["class"] += figure(BY_CLASS + notes, [cells], "box wide", heading)
         each = [figures.confusion(name, fits, classes, where) for name, fits in members.items()]
         blocks["confusion"] += figure(CONFUSION + notes, each, "grid small", heading)

@@ -24,7 +24,7 @@ from experiments.runs.plan import Experiment, PlannedFit
 from experiments.runs.resume import Progress, Record
 from experiments.runs.settings import Recipe, Settings
 from experiments.runs.sources import Source, Trained, from_state, shape_to_json
-from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, paths, penalties, seeds, train
+from tljax import batch_stats, checkpoint, evaluate, masks, models, objective, optimizer, paths, penalties, seeds, train
 from tljax import metrics as measures
 from tljax.data import draw
 from tljax.initialization import Look, Start
@@ -412,6 +412,8 @@ class Point(NamedTuple):
     """The same of the average of what trains, where there is one and no validation split to measure it by."""
     validated: Mapping[int, Mapping[str, Any] | None] = {}
     """{fit: its metrics on the validation split}, where a phase asked for them."""
+    trained: Mapping[str, np.ndarray] = {}
+    """{path: in how many steps so far the leaf trained, float32 [fits]}, where one schedule is all phases."""
 
 
 def drive(
@@ -458,7 +460,8 @@ def drive(
         if at_point and state.average is not None and not len(group[0].validation):
             params, model_state = train.with_average(state.params, state.model_state, state.average)
             of_average = _logits_begun(on_device, group, state._replace(params=params, model_state=model_state))
-        yield Point(state, log, logits, of_average, dict(validated) if has_trained else {})
+        trained = _steps_trained(state) if at_point and len(trials[0].phases) == 1 else {}
+        yield Point(state, log, logits, of_average, dict(validated) if has_trained else {}, trained)
         validated.clear()
 
 
@@ -470,6 +473,13 @@ def _both(*functions: Callable[..., None]) -> Callable[..., None]:
             function(*arguments)
 
     return call
+
+
+def _steps_trained(state: train.State) -> dict[str, np.ndarray]:
+    """{path: in how many steps so far the leaf trained, float32 [fits]}; {} where no mask moves."""
+    if not isinstance(state.optimizer, optimizer.Scheduled):
+        return {}
+    return {path: np.array(leaf) for path, leaf in paths.items(vectorize.host(state.optimizer.trained))}
 
 
 def _stops(on_device: DeviceData, group: Sequence[PreparedFit]) -> list[int]:
@@ -737,6 +747,7 @@ def advanced(
             average = _score_of_average(on_device, group[i], held, row, of_average)
             more = (variables, validated, average)
             record = _at_point(on_device, group[i], record, state.step, since, logits[row], *more)
+            record.curve[-1].update({f"trained/{path}": float(of_fits[row]) for path, of_fits in point.trained.items()})
         records[i] = record
         yield
     return Progress(resume.joined(progress.parts, held), tuple(records))
