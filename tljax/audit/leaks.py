@@ -7,13 +7,23 @@ from tljax.audit import idle
 from tljax.audit.program import line_of
 
 
-def mixing(closed: Any, outputs: Sequence[int], meetings: Sequence[tuple[int, Any]], bit: int, others: int) -> Any:
+def mixing(
+    closed: Any,
+    outputs: Sequence[int],
+    meetings: Sequence[tuple[int, Any]],
+    bit: int,
+    others: int,
+    live: dict[tuple[int, ...], Any],
+) -> Any:
     """The first equation from which any of the outputs is computed, and where the label `bit` meets one of `others`.
 
-    `meetings` are (labels, equation), as `program.Reading` has them. None if labels do not meet in one equation.
+    `meetings` are (labels, equation), as `program.Reading` has them. None if labels do not meet in one equation. `live`
+    keeps from what such outputs are computed for the next call, {} at first.
     """
-    wanted = [number in outputs for number in range(len(closed.jaxpr.outvars))]
-    computed_from = idle.live(closed, wanted).equations
+    key = tuple(sorted(set(outputs)))
+    if key not in live:
+        live[key] = idle.live(closed, [number in key for number in range(len(closed.jaxpr.outvars))]).equations
+    computed_from = live[key]
     met = [(bits, equation) for bits, equation in meetings if bits & bit and id(equation) in computed_from]
     return next((equation for bits, equation in met if bits & others), met[0][1] if met else None)
 
