@@ -3,13 +3,14 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from planted import optimizers as planted
 
 from tljax import masks, optimizer
-from tljax.audit import check_optimizer, check_strategy, lines
+from tljax.audit import check_optimizer, check_strategy, fits, lines
 from tljax.types import InputError, Method, Phase
 
 OPTIMIZERS = {
@@ -142,6 +143,24 @@ def test_a_strategy_that_says_it_looks_at_data_is_excused_from_shapes():
     checks = check_strategy(Method(by_value, data_driven=True))
     assert not failed(checks)
     assert [check.name for check in checks if check.passed is None] == ["the same mask from shapes alone"]
+    (still,) = [check for check in checks if check.name == STILL]
+    assert still.detail.endswith("; proved for all inputs")
+
+
+@pytest.mark.slow
+def test_a_training_step_that_moves_frozen_elements_fails_its_check_alone(monkeypatch):
+    """The fit has a rate at which it moves none: reading the step finds the other rates."""
+    step = fits.one_step
+
+    def moves(*arguments):
+        trained, *rest = step(*arguments)
+        rate = arguments[6]
+        return jax.tree.map(lambda leaf: jnp.where(rate > 0.06, leaf * 0.5, leaf), trained), *rest
+
+    monkeypatch.setattr(fits, "one_step", moves)
+    checks = check_strategy(Method(by_value, data_driven=True))
+    (still,) = [check for check in checks if check.name == STILL]
+    assert not failed(checks) - {STILL} and "not proved for all inputs" in still.detail
 
 
 def test_phases_and_exceptions_are_told_by_the_lint():

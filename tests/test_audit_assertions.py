@@ -133,3 +133,8 @@ def test_a_table_of_many_rows_is_cut():
 
     text = table(step, params, jnp.ones(()), {name: name == "head" for name in params})
     assert text.endswith("\nand 80 more") and text.count("\n") < 66
+
+
+def test_rates_need_a_rate():
+    with pytest.raises(InputError, match="the mask has no rate"):
+        audit.rates(descend(), PARAMS, BATCH, MASK)

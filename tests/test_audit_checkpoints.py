@@ -157,6 +157,8 @@ def test_of_two_tied_leaves_only_one_moved():
     assert report.notes == (
         "'head/kernel', 'out/kernel' had the same bytes before, as tied leaves have, and only 'head/kernel' moved",
     )
+    same_zeros = BEFORE | {"head/bias": np.zeros(8, np.float32)}
+    assert not audit.checkpoints(same_zeros, AFTER | {"head/bias": np.ones(8, np.float32)}, ["head/**"]).notes
     both = before | AFTER | {"out/kernel": AFTER["head/kernel"]}
     assert not audit.checkpoints(before, both, ["head/**", "out/**"]).notes
 
@@ -167,11 +169,12 @@ def test_running_statistics_are_frozen_where_nothing_beside_them_trains():
         "params/bn/scale": leaf,
         "params/head/kernel": leaf,
         "batch_stats/bn/mean": leaf,
-        "params/steps": np.array(3),
+        "params/bn/steps": np.array(3),
     }
     after = {name: value + (value * value if value.ndim else 1) for name, value in before.items()}
     drifted = audit.checkpoints(before, after | {"params/bn/scale": leaf}, ["**/head/**"])
     assert verdicts(drifted)["batch_stats/bn/mean", "frozen"] == "refuted"
+    assert not [finding for finding in drifted.findings if finding.path == "params/bn/steps"]
     tracked = audit.checkpoints(before, after, ["**/{head,bn}/**"])
     assert verdicts(tracked) == {("params/bn/scale", "trains"): "proved", ("params/head/kernel", "trains"): "proved"}
 
@@ -184,7 +187,8 @@ def test_of_a_train_state_the_optimizer_is_no_leaf_and_a_mask_may_be_of_the_para
     }
     after = state | {"step": 2, "opt_state": [np.zeros(2)], "params": state["params"] | {"head": AFTER["head/kernel"]}}
     report = audit.checkpoints(state, after, {"body": False, "head": True})
-    assert verdicts(report) == {("params/body", "frozen"): "proved", ("params/head", "trains"): "proved"}
+    expected = {("params/body", "frozen"): "proved", ("params/head", "trains"): "proved"}
+    assert verdicts(report) == verdicts(audit.checkpoints(state, after, ["params/head"])) == expected
 
 
 # ---- Files and folders

@@ -159,22 +159,33 @@ def test_gradients_by_hand_are_not_told_from_other_numbers():
     assert finding.verdict == "not decided" and "no backward pass" in finding.detail
 
 
-def test_a_gradient_that_may_be_that_of_a_frozen_leaf_is_not_decided():
+@jax.custom_vjp
+def affine(x, scale, shift):
+    return x * scale + shift
+
+
+affine.defvjp(
+    lambda x, scale, shift: (affine(x, scale, shift), (x, scale)),
+    lambda kept, g: (g * kept[1], g * kept[0], g),
+)
+
+
+def affine_loss(params, x):
+    return jnp.square(affine(x, params["scale"], params["shift"])).sum()
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_a_gradient_that_may_be_that_of_a_frozen_leaf_is_decided_by_the_loss_alone(leaks):
     """A custom derivative gives the gradients of two leaves of one shape in whatever order it likes."""
 
-    @jax.custom_vjp
-    def affine(x, scale, shift):
-        return x * scale + shift
-
-    affine.defvjp(
-        lambda x, scale, shift: (affine(x, scale, shift), (x, scale)),
-        lambda kept, g: (g * kept[1], g * kept[0], g),
-    )
-
+    @jax.jit
     def step(params, x):
-        gradients = jax.grad(lambda p: jnp.square(affine(x, p["scale"], p["shift"])).sum())(params)
-        return params | {"scale": params["scale"] - gradients["scale"]}
+        gradients = jax.grad(lambda params: 8.0 * affine_loss(params, x))(params)
+        scale = gradients["scale"] / (1 + jnp.square(gradients["shift"]).sum() if leaks else 8.0)
+        return params | {"scale": params["scale"] - scale}
 
-    shapes = {name: jnp.ones((3,)) for name in ("scale", "shift")}
-    (finding,) = audit.step(step, shapes, jnp.ones((3,)), {"scale": True, "shift": False}).of("unseen")
+    params, mask = {name: jnp.ones((3,)) for name in ("scale", "shift")}, {"scale": True, "shift": False}
+    (finding,) = audit.step(step, params, jnp.arange(3.0), mask).of("unseen")
     assert finding.verdict == "not decided"
+    (finding,) = audit.step(step, params, jnp.arange(3.0), mask, loss=affine_loss).of("unseen")
+    assert finding.verdict == ("refuted" if leaks else "proved")

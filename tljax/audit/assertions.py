@@ -9,9 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tljax import paths
 from tljax.audit import restores, steps
 from tljax.audit.report import GRADES, Claim, Finding, Grade, Report, broken
+from tljax.masks.leaf import canonical_leaf
 from tljax.types import InputError, Mask, Params
 
 
@@ -45,9 +48,16 @@ def rates(
 ) -> Report:
     """The report of `audit.step`, once every trained leaf is proved to move by the rate that the mask gives it.
 
-    Raises AssertionError where a rate has no effect, or another one, or was not decided. Else as `frozen`.
+    Raises AssertionError where a rate has no effect, or another one, or was not decided; InputError for a mask that has
+    no rate but 0 and 1. Else as `frozen`.
     """
+    if not any(_is_rate(canonical_leaf(path, m)) for path, m in paths.items(mask)):
+        raise InputError(
+            "the mask has no rate: write numbers, such as 0.1, where leaves are to move by a part of the step"
+        )
     report = steps.step(step, state, batch, mask, **of_step)
+    if not report.of("rate"):
+        raise AssertionError(f"{report.subject}: of no rate it was decided whether it has an effect")
     return _require(report, broken(report, ("rate",)), undecided, "does not move its leaves by their rates")
 
 
@@ -70,6 +80,11 @@ def restored(
     """
     report = restores.restore(before, after, plan, dtype=dtype, fresh=fresh)
     return _require(report, broken(report, ("restored", "frozen")), (), "did not restore what its plan says")
+
+
+def _is_rate(m: Any) -> bool:
+    """Whether a canonical leaf of a mask has a rate that is neither 0 nor 1."""
+    return isinstance(m, float) or getattr(m, "dtype", np.dtype(bool)).kind == "f"
 
 
 MOST_ROWS = 60

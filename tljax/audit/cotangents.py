@@ -20,6 +20,7 @@ What a custom derivative mixes within the backward pass is a part of the gradien
 
 import bisect
 import functools
+import math
 import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jaxlib
+import numpy as np
 from jax.extend import core
 
 from tljax.train.memory import inner_programs
@@ -67,7 +69,7 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
         results = walk.walk(program.jaxpr, inputs, (), _Context())
         walk.read(results, program.jaxpr.outvars, (), -1)
         before, gradients = gradients, _assigned(walk)
-        if gradients == before:
+        if gradients == before or not walk.gradients_in_turn():
             break
     labels = {}
     for place, value, _ in walk.crossings:
@@ -76,11 +78,6 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
             names = tuple(path for index, path in enumerate(paths) if mask >> index & 1)
             labels[place] = Cotangent(names, bool(role.stands))
     return labels
-
-
-def is_backward(equation: Any) -> bool:
-    """Whether an equation's own name stack says that it is of a backward pass; what is within it is so too."""
-    return "transpose" in _Context().within(equation).transforms
 
 
 _GRADIENTS_IN_TURN = 4
@@ -103,36 +100,41 @@ class _Role(NamedTuple):
     """All the leaves from which it is computed."""
 
 
-@dataclass
-class _Context:
+class _Context(NamedTuple):
     """Where an equation is: what transformed it, and the scopes that it is in."""
 
     transforms: tuple[str, ...] = ()
     scopes: tuple[str, ...] = ()
+    custom: bool = False
+    """Whether it is within a function whose derivative is another one's: its sums may not hand their cotangent on."""
+    backward: bool = False
+    recomputed: bool = False
+    """Whether it is a part of a forward pass that a backward pass computes again."""
+    depth: int = 0
+    """Of how many gradients it is the forward pass, or a part of it; 0 of the backward pass of the outermost."""
 
     def within(self, equation: Any) -> "_Context":
         """The context of an equation of a program that has this one."""
-        stack = equation.source_info.name_stack.stack
-        transforms = tuple(part.name for part in stack if type(part).__name__ == "Transform")
-        scopes = tuple(part.name for part in stack if type(part).__name__ == "Scope")
-        return _Context(self.transforms + transforms, self.scopes + scopes)
+        custom = equation.primitive.name.startswith("custom_")
+        return _context(self, equation.source_info.name_stack.stack, custom)
 
-    @property
-    def backward(self) -> bool:
-        return "transpose" in self.transforms
 
-    @property
-    def recomputed(self) -> bool:
-        """Whether it is a part of a forward pass that a backward pass computes again."""
-        return self.backward and "rematted_computation" in self.scopes
-
-    @property
-    def depth(self) -> int:
-        """Of how many gradients it is the forward pass, or a part of it; 0 of the backward pass of the outermost."""
-        names = [name for name in self.transforms if name in ("jvp", "transpose")]
-        if names[:1] == ["transpose"]:
-            return 0
-        return sum(name == "jvp" and before != "transpose" for before, name in zip([None, *names], names, strict=False))
+@functools.lru_cache(maxsize=10_000)
+def _context(outer: _Context, stack: tuple[Any, ...], custom: bool) -> _Context:
+    """The context of an equation with a name stack, in a program that has the outer one."""
+    transforms = outer.transforms + tuple(part.name for part in stack if type(part).__name__ == "Transform")
+    scopes = outer.scopes + tuple(part.name for part in stack if type(part).__name__ == "Scope")
+    names = [name for name in transforms if name in ("jvp", "transpose")]
+    backward = "transpose" in names
+    forward = sum(name == "jvp" and before != "transpose" for before, name in zip([None, *names], names, strict=False))
+    return _Context(
+        transforms,
+        scopes,
+        outer.custom or custom,
+        backward,
+        backward and "rematted_computation" in scopes,
+        0 if names[:1] == ["transpose"] else forward,
+    )
 
 
 @dataclass
@@ -195,6 +197,11 @@ class _Walk:
     crossings: list[_Crossing] = field(default_factory=list)
     backward: list[int] = field(default_factory=list)
     """The places of the equations of backward passes in the list."""
+
+    def gradients_in_turn(self) -> bool:
+        """Whether a forward pass follows a backward pass, so that it may be given what that one gave."""
+        first = self.backward[0] if self.backward else math.inf
+        return any(site.equation.order > first and not site.equation.context.recomputed for site in self.sites)
 
     def input(self, role: _Role) -> _Value:
         """A value that no equation of the list computes."""
@@ -264,7 +271,7 @@ class _Walk:
                 before, value = value.producer.equation.invars[0], value.producer.operands[0]
                 if _is_given(value, context):
                     self.sites.append(_Site(record, index, (value,), before.aval))
-        first = sources[: _TERMS.get(record.equation.primitive.name, 0)]
+        first = [] if context.custom else sources[: _TERMS.get(record.equation.primitive.name, 0)]
         passed = [
             value
             for source, operand in zip(first, variables, strict=False)
@@ -610,3 +617,75 @@ class _Frames:
 
 
 _JAX = tuple(os.path.dirname(str(module.__file__)) + os.sep for module in (jax, jaxlib))
+
+
+# By value.
+
+
+def by_value(
+    program: Any, labels: Mapping[Read, Cotangent], inputs: Sequence[Any], gradients: Mapping[str, Any]
+) -> dict[Read, Cotangent]:
+    """The labels, with what was not assigned given to the one candidate whose gradient it is on numbers.
+
+    `inputs` are numbers for the inputs of the program, and `gradients` those of a loss at these numbers by path. A
+    multiple of a gradient, as of a scaled loss, is taken for it. What is read within a loop stays as it is, and so does
+    what is 0.
+    """
+    doubtful = [place for place, label in labels.items() if not label.assigned]
+    values: dict[Read, Any] = {}
+
+    def run(inputs: Sequence[Any]) -> dict[Read, Any]:
+        found: dict[Read, Any] = {}
+        _run(program.jaxpr, program.consts, inputs, (), frozenset(doubtful), found)
+        return found
+
+    if doubtful:
+        values = jax.jit(run)(list(inputs))
+    result = dict(labels)
+    for place, value in values.items():
+        alike = [path for path in labels[place].leaves if _is_multiple(value, gradients[path])]
+        if len(alike) == 1:
+            result[place] = Cotangent((alike[0],), True)
+    return result
+
+
+def _run(
+    jaxpr: Any,
+    consts: Sequence[Any],
+    inputs: Sequence[Any],
+    path: Read,
+    wanted: frozenset[Read],
+    found: dict[Read, Any],
+) -> list[Any]:
+    """Run a program on numbers; `found` gets those that it reads at the places `wanted`."""
+    known = dict(zip(jaxpr.invars, inputs, strict=True)) | dict(zip(jaxpr.constvars, consts, strict=True))
+
+    def read(atoms: Sequence[Any], number: int) -> list[Any]:
+        values = [atom.val if isinstance(atom, core.Literal) else known[atom] for atom in atoms]
+        found.update(
+            ((*path, number, index), value) for index, value in enumerate(values) if (*path, number, index) in wanted
+        )
+        return values
+
+    for number, equation in enumerate(jaxpr.eqns):
+        operands, inner = read(equation.invars, number), inner_programs(equation)
+        name = equation.primitive.name
+        if name in CALLS - _ON_DEVICES and inner and len(inner[0].invars) == len(operands):
+            closed = next((p for p in equation.params.values() if getattr(p, "jaxpr", None) is inner[0]), None)
+            results = _run(inner[0], getattr(closed, "consts", ()), operands, (*path, number, 0), wanted, found)
+        else:
+            bound = equation.primitive.bind(*operands, **equation.params)
+            results = bound if equation.primitive.multiple_results else [bound]
+        known.update(zip(equation.outvars, results, strict=True))
+    return read(jaxpr.outvars, -1)
+
+
+_ON_DEVICES = frozenset(("shard_map", "pmap", "xla_pmap"))
+
+
+def _is_multiple(value: Any, gradient: Any) -> bool:
+    """Whether an array is another one times a number, and neither is 0 or not finite."""
+    a, b = (np.asarray(array, np.float64).reshape(-1) for array in (value, gradient))
+    if a.size != b.size or not np.isfinite(a).all() or not np.isfinite(b).all() or not a.any() or not b.any():
+        return False
+    return a.size > 1 and bool(np.linalg.norm(a - (a @ b) / (b @ b) * b) <= 1e-3 * np.linalg.norm(a))

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import masks, models, objective, optimizer, optimizers, paths, penalties, train
-from tljax.audit import problems
+from tljax.audit import problems, steps
 from tljax.audit.lines import copy
+from tljax.audit.report import Report
 from tljax.train import vectorize
-from tljax.train.step import Hyper, traced_leaves, trained_leaves
-from tljax.types import Mask, MaskSchedule, Model, ModelState, Params, PhaseRule
+from tljax.train.step import Hyper, traced_leaves, trained_leaves, transformation
+from tljax.train.step import step as one_step
+from tljax.types import Batch, Mask, MaskSchedule, Model, ModelState, Params, PhaseRule
 
 STEPS = 3
 """Steps of a phase."""
@@ -93,6 +95,41 @@ def states(
 def under(wanted: train.Spec, params: Params, mask: Mask, model_state: ModelState | None = None) -> train.Spec:
     """The spec of a fit whose only mask is `mask`."""
     return train.specialize(wanted, _trial(params, [mask], 1, model_state), (mask,))
+
+
+def read(fitted: Fitted, phase: int, shape: tuple[int, ...], model_state: ModelState | None = None) -> Report:
+    """The audit of the training step of a phase, for images of this shape: it holds for all parameters, batches, rates,
+    keys and numbers of the optimizer."""
+    spec, mask = fitted.programs[phase], fitted.masks[phase]
+    params = fitted.params[0]
+    trial = _trial(params, fitted.phases, STEPS, model_state)
+    stacked = vectorize.stack_hyper(spec, [trial], [fitted.masks[: phase + 1]])
+    hyper = jax.tree.map(lambda leaf: leaf[0], stacked)
+    trains = trained_leaves(spec)
+
+    def step(state: Any, inputs: Any) -> Any:
+        params, opt_state, model_state = state
+        batch, rate, number, given = inputs
+        trained, frozen = masks.split(params, trains)
+        of_fit = hyper._replace(weights=given[0], numbers=given[1], key=given[2])
+        trained, opt_state, _, model_state, log = one_step(
+            spec, of_fit, trained, frozen, opt_state, batch, rate, number, None, None, model_state
+        )
+        return (masks.join(trained, frozen), opt_state, model_state), log
+
+    rate, number = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = jax.eval_shape(lambda: params)
+    state = jax.eval_shape(lambda tree, rate: transformation(spec, hyper, rate).init(tree), shapes, rate)
+    shapes_of_batch = (
+        ((problems.BATCH, *shape), jnp.uint8),
+        ((problems.BATCH,), jnp.int32),
+        ((problems.BATCH,), jnp.float32),
+    )
+    specs: Any = [jax.ShapeDtypeStruct(*pair) for pair in shapes_of_batch]
+    batch = Batch(*specs)
+    of_model = jax.eval_shape(lambda: model_state or {})
+    inputs = (batch, rate, number, (hyper.weights, hyper.numbers, hyper.key))
+    return steps.step(step, (shapes, state, of_model), inputs, mask, params=lambda state: state[0])
 
 
 def _trial(params: Params, phases: Sequence[Any], steps: int, model_state: ModelState | None) -> train.Fit:

@@ -1,19 +1,15 @@
 """Where a leak comes from: the operation that first mixes a frozen leaf's gradient into what trains."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from tljax.audit import idle
-from tljax.audit.program import line_of
 
+def mixing(computed_from: Collection[int], meetings: Sequence[tuple[int, Any]], bit: int, others: int) -> Any:
+    """The first equation where the label `bit` meets one of `others`, of those from which some outputs are computed.
 
-def mixing(closed: Any, outputs: Sequence[int], meetings: Sequence[tuple[int, Any]], bit: int, others: int) -> Any:
-    """The first equation from which any of the outputs is computed, and where the label `bit` meets one of `others`.
-
-    `meetings` are (labels, equation), as `program.Reading` has them. None if labels do not meet in one equation.
+    `computed_from` are the identities of these equations, as `idle.live` has them, and `meetings` are (labels,
+    equation), as `program.Reading` has them. None if labels do not meet in one equation.
     """
-    wanted = [number in outputs for number in range(len(closed.jaxpr.outvars))]
-    computed_from = idle.live(closed, wanted).equations
     met = [(bits, equation) for bits, equation in meetings if bits & bit and id(equation) in computed_from]
     return next((equation for bits, equation in met if bits & others), met[0][1] if met else None)
 
@@ -22,11 +18,6 @@ def operation(equation: Any) -> str:
     """What an equation is a part of, in words: a transformation of optax by name, else its own primitive."""
     name = _transformation(equation)
     return name if name else f"'{equation.primitive.name}'"
-
-
-def source(equation: Any) -> str | None:
-    """The line of the user's source, None without an equation."""
-    return None if equation is None else line_of(equation)
 
 
 def _transformation(equation: Any) -> str | None:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import cotangents, idle, leaks, numbers, program, tracing
+from tljax.audit import cotangents, idle, leaks, multipliers, numbers, program, tracing
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
 from tljax.types import InputError, Mask, Params
@@ -45,7 +45,7 @@ def step(
     """
     traced = tracing.trace(step, state, batch, params)
     audit = _Audit(traced, mask, _name(step))
-    audit.labels = audit.of_gradients()
+    audit.labels = audit.of_gradients(loss, batch)
     return audit.report()
 
 
@@ -108,6 +108,8 @@ class _Leaf:
     trains: bool | np.ndarray
     """Whether it trains, or which of its elements do."""
     number: int
+    rate: float = 1.0
+    """The number by which the mask scales its update; 1.0 for True, and for numbers of elements."""
 
     @property
     def partly(self) -> bool:
@@ -136,7 +138,7 @@ class _Audit:
         self.size = len(traced.paths)
         leaves = masks.canonical(traced.params, mask)
         self.leaves = [
-            _Leaf(path, place, _trains(m, self.avals[place].shape), number)
+            _Leaf(path, place, _trains(m, self.avals[place].shape), number, m if isinstance(m, float) else 1.0)
             for number, (place, (path, m)) in enumerate(zip(traced.positions, paths.items(leaves), strict=True))
         ]
         self.by_place = {leaf.place: leaf for leaf in self.leaves}
@@ -154,6 +156,9 @@ class _Audit:
         self.notes = list(traced.notes)
         self.roles: dict[tuple[int, ...], cotangents.Cotangent] = {}
         self.without_finite: program.Reading | None = None
+        self.computed_from: dict[tuple[int, ...], frozenset[int]] = {}
+        self.begun: dict[int, Any] = {}
+        """The leaves of the state that are no parameters, as far as it is known how they begin."""
 
     def _owner(self, place: int) -> _Leaf | None:
         """The parameter whose path ends the path of a leaf of the state, if there is one: the longest."""
@@ -163,15 +168,44 @@ class _Audit:
 
     # Reading.
 
-    def of_gradients(self) -> dict[tuple[int, ...], program.Label]:
-        """The labels of the places where the program reads a gradient of parameters."""
+    def of_gradients(
+        self, loss: Callable[..., Any] | None = None, batch: Any = None
+    ) -> dict[tuple[int, ...], program.Label]:
+        """The labels of the places where the program reads a gradient of parameters; by a loss where it is given."""
         by_path = {leaf.path: leaf for leaf in self.leaves}
         places = {leaf.place: leaf.path for leaf in self.leaves}
         self.roles = cotangents.cotangents(self.traced.closed, places)
+        if loss is not None and not all(role.assigned for role in self.roles.values()):
+            self.roles = self._by_loss(loss, batch)
         return {
             place: self._label([by_path[path] for path in role.leaves], role.assigned)
             for place, role in self.roles.items()
         }
+
+    def _by_loss(self, loss: Callable[..., Any], batch: Any) -> dict[tuple[int, ...], cotangents.Cotangent]:
+        """Whose gradient a value is, by the gradients of a loss on numbers, where nothing else decides it."""
+        if not numbers.fits(self.avals):
+            self.notes.append("the loss is not run: the state and the batch are too large")
+            return self.roles
+        inputs = numbers.sample(self.traced.leaves, self.traced.positions, self.size, everything=True)
+        of_batch = iter(inputs[self.size :])
+        is_number = (bool, int, float, complex)
+        given = [
+            next(of_batch) if hasattr(leaf, "dtype") or isinstance(leaf, is_number) else leaf
+            for leaf in jax.tree.leaves(batch)
+        ]
+        params = jax.tree.unflatten(
+            jax.tree.structure(self.traced.params), [inputs[place] for place in self.traced.positions]
+        )
+        try:
+            gradients = jax.jit(jax.grad(loss))(params, jax.tree.unflatten(jax.tree.structure(batch), given))
+            by_path = {
+                leaf.path: gradient for leaf, gradient in zip(self.leaves, jax.tree.leaves(gradients), strict=True)
+            }
+            return cotangents.by_value(self.traced.closed, self.roles, inputs, by_path)
+        except Exception as error:  # of a stranger's loss
+            self.notes.append(f"`loss` does not tell gradients apart: {plugins.describe(error)[:200]}")
+            return self.roles
 
     def _label(self, leaves: Sequence[_Leaf], assigned: bool) -> program.Label:
         if not assigned:
@@ -287,6 +321,7 @@ class _Audit:
                 for place, leaf in enumerate(self.traced.leaves[: self.size])
                 if place not in self.by_place and not isinstance(leaf, jax.ShapeDtypeStruct)
             }
+        self.begun = numbers
         for place, leaf in numbers.items():
             dtype = self.avals[place].dtype
             if leaf is None or jax.dtypes.issubdtype(dtype, jax.dtypes.extended) or dtype == np.bool_:
@@ -314,6 +349,7 @@ class _Audit:
         self.reading, self.assumed = reading, assumed
         self.notes += reading.notes
         self.reach = self._reach()
+        self.followed = self._followed()
         self.unexplained = self._unexplained()
         findings = []
         moved: dict[int, Any] = {}
@@ -328,6 +364,7 @@ class _Audit:
                 findings.append(self.frozen(leaf, shown.get(leaf.place)))
         findings += [self.unseen(leaf) for leaf in self.leaves if _any(leaf.frozen)]
         findings += [self.state(leaf) for leaf in self.leaves if leaf.trains is False]
+        findings += self.rates()
         if self.init is None:
             findings += self.idle()
         return Report(self.subject, tuple(findings), tuple(dict.fromkeys(self.notes)))
@@ -509,15 +546,11 @@ class _Audit:
         """The finding on whether trained leaves depend on the gradient of a frozen one."""
         bit, perhaps = self.gradient[leaf.number][1], self.perhaps[leaf.number]
         doubtful: dict[str, None] = {}
-        for other in self.leaves:
-            if other.trains is False:
-                continue
-            for _, piece in self.pieces(other.place, other.trains):
-                bits = piece.depends | self._through(piece.depends, self.reach)
-                if bits & bit:
-                    return self.leak(leaf, other)
-                if bits & perhaps:
-                    doubtful[other.path] = None
+        for number, bits in self.followed.items():
+            if bits & bit:
+                return self.leak(leaf, self.leaves[number])
+            if bits & perhaps:
+                doubtful[self.leaves[number].path] = None
         if doubtful:
             detail = f"{paths.some(list(doubtful), 2)}: a gradient on which it depends may be that of '{leaf.path}'"
             return Finding(leaf.path, "unseen", "not decided", detail)
@@ -530,7 +563,11 @@ class _Audit:
         """The finding that a trained leaf depends on the gradient of a frozen one, with the operation that mixes it."""
         bit, others = self.gradient[leaf.number][1], self._gradients() & ~self.gradient[leaf.number][1]
         through = [place for place in range(self.size) if self.reading.outputs[place].depends & bit]
-        mixed = leaks.mixing(self.traced.closed, [other.place, *through], self.reading.meetings, bit, others)
+        outputs = (other.place, *through)
+        if outputs not in self.computed_from:
+            wanted = [number in outputs for number in range(self.size)]
+            self.computed_from[outputs] = idle.live(self.traced.closed, wanted).equations
+        mixed = leaks.mixing(self.computed_from[outputs], self.reading.meetings, bit, others)
         if self.without_finite is None:
             self.without_finite = self.read(self.assumed, cut=("is_finite",))
         what = "its gradient"
@@ -552,16 +589,80 @@ class _Audit:
         if self.init is not None:
             return []
         known = self._gradients() | sum(self.perhaps.values())
-        names = []
+        return [
+            self.leaves[number].path for number, bits in self.followed.items() if bits & self.batch and not bits & known
+        ]
+
+    def _followed(self) -> dict[int, int]:
+        """For the number of each leaf that trains, the labels that its new value depends on, also through the state."""
+        followed = {}
         for leaf in self.leaves:
-            if leaf.trains is False:
-                continue
-            bits = 0
-            for _, piece in self.pieces(leaf.place, leaf.trains):
-                bits |= piece.depends | self._through(piece.depends, self.reach)
-            if bits & self.batch and not bits & known:
-                names.append(leaf.path)
-        return names
+            if leaf.trains is not False:
+                bits = 0
+                for _, piece in self.pieces(leaf.place, leaf.trains):
+                    bits |= piece.depends
+                followed[leaf.number] = bits | self._through(bits, self.reach)
+        return followed
+
+    def rates(self) -> list[Finding]:
+        """The findings on whether leaves move by the numbers of the mask, where it has numbers."""
+        moving = [
+            multipliers.Leaf(leaf.path, leaf.place, leaf.rate)
+            for leaf in self.leaves
+            if leaf.trains is True and leaf.rate
+        ]
+        if all(leaf.rate == 1 for leaf in moving):
+            return []
+        gradients = {place for place, role in self.roles.items() if role.assigned}
+        names: list[tuple[Any, bool]] = []
+        for place in range(len(self.avals)):
+            if place in self.by_place:
+                names.append(("value", False))
+            elif place >= self.size:
+                names.append((("batch", place), False) if self.init is None else ("gradient", True))
+            else:
+                names.append(self._name_of_state(place))
+        return multipliers.findings(self.traced.closed, gradients, names, moving, self._filled)
+
+    def _name_of_state(self, place: int) -> tuple[Any, bool]:
+        """What a leaf of the state is, in words that it shares with those of other leaves and groups of leaves.
+
+        A number of the state is the same as another if both begin as the same number.
+        """
+        path, owner = self.traced.paths[place], self.owner[place]
+        kind = (path.removesuffix(f"/{owner.path}") if owner else path).rpartition("/inner_state/")[2]
+        if owner is not None:
+            return ("state", kind), True
+        leaf = self.begun.get(place)
+        if leaf is None or jax.dtypes.issubdtype(self.avals[place].dtype, jax.dtypes.extended):
+            return ("state", path), False
+        if place in self.kept() and np.ndim(leaf) == 0:
+            return np.asarray(leaf)[()], False
+        return ("state", kind, np.asarray(leaf).tobytes()), False
+
+    def _filled(self, value: float) -> list[Any]:
+        """Numbers for the inputs, with this value for all parameters, and 0 for what is not known of the rest."""
+        inputs = numbers.sample(self.traced.leaves, self.traced.positions, self.size, everything=False)
+        for place in self.by_place:
+            inputs[place] = jnp.full(self.avals[place].shape, value, self.avals[place].dtype)
+        if self.init is not None:
+            begun = iter(self._begun([inputs[place] for place in self.traced.positions]))
+            inputs[: self.size] = [
+                inputs[place] if place in self.by_place else next(begun) for place in range(self.size)
+            ]
+        return inputs
+
+    def kept(self) -> list[int]:
+        """The places of the leaves of the state that every step gives back as they are."""
+        return [
+            place
+            for place, output in enumerate(self.reading.outputs)
+            if output.selector is None
+            and output.pieces[0].content == place
+            and output.pieces[0].grade == program.IDENTICAL
+            and not output.pieces[0].condition
+            and program.in_order(output.pieces[0])
+        ]
 
     def idle(self) -> list[Finding]:
         """The findings on what a step computes for nobody."""
@@ -575,17 +676,8 @@ class _Audit:
         }
         unread = [place for place, role in self.roles.items() if set(role.leaves) <= unused]
         costly = sorted({path for place in unread for path in self.roles[place].leaves})
-        kept = [
-            place
-            for place, output in enumerate(self.reading.outputs)
-            if output.selector is None
-            and output.pieces[0].content == place
-            and output.pieces[0].grade == program.IDENTICAL
-            and not output.pieces[0].condition
-            and program.in_order(output.pieces[0])
-        ]
         return idle.findings(
-            self.traced.whole, self.size, self.traced.paths, kept, set(self.traced.positions), unread, costly
+            self.traced.whole, self.size, self.traced.paths, self.kept(), set(self.traced.positions), unread, costly
         )
 
     def state(self, leaf: _Leaf) -> Finding:

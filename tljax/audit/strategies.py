@@ -251,8 +251,31 @@ def _frozen_kept(proof: _Proof) -> str:
     wrote = changed(proof.case.params, proof.start)
     assert not wrote, f"the fit wrote into the parameters it began from: {paths.some(wrote)}"
     told = f"{count} frozen numbers on {proof.case.problem.name}, under AdamW with decay, clipping and L2"
+    told += _proved_frozen(proof) if count else ""
     rest = _rewritten(proof)
     return f"{told}; so do the residuals that adapt left: {paths.some(rest)}" if rest else told
+
+
+_MOST_READ = 4
+"""The phases of a strategy whose training step is read."""
+
+
+def _proved_frozen(proof: _Proof) -> str:
+    """What the audit of the training step of each phase says of what is frozen. Raises AssertionError if it moves."""
+    case, open_paths = proof.case, []
+    phases = range(len(proof.fitted.programs))[:_MOST_READ]
+    for phase in phases:
+        try:
+            report = fits.read(proof.fitted, phase, case.problem.shape, case.model_state)
+        except InputError as error:
+            return f"; not read as a program: {error}"
+        for finding in report.of("frozen", "refuted"):
+            raise AssertionError(f"'{finding.path}' is frozen in phase {phase}, but {finding.detail}")
+        open_paths += [finding.path for finding in report.of("frozen", "not decided")]
+    if open_paths:
+        return f"; not proved for all inputs: {paths.some(list(dict.fromkeys(open_paths)), 2)}"
+    first = "" if len(phases) == len(proof.fitted.programs) else f" of the first {_MOST_READ} phases"
+    return f"; proved for all inputs{first}"
 
 
 def _rewritten(proof: _Proof) -> list[str]:
