@@ -350,10 +350,10 @@ def _write(
     )
     # One point, as nothing was trained: where its curve would end.
     measured = results.score(result) if validation is None else results.validation_score(result)
-    point = dict.fromkeys(("train_loss", "train_penalty", "gradient_norm"), float("nan"))
-    metrics.write_curves(
-        folder, name, [{"step": result.steps or 0, **point, fit.score_column(goal.metrics[0]): measured}]
-    )
+    point = {"step": float(result.steps or 0), fit.score_column(goal.metrics[0]): float("nan")}
+    point |= dict.fromkeys(("train_loss", "train_penalty", "gradient_norm"), float("nan"))
+    point |= {} if measured is None else {fit.score_column(goal.metrics[0]): measured}
+    metrics.write_curves(folder, name, [point])
     result = replace(result, predictions=predictions, predictions_sha256=sha256)
     directory.add(folder, [result])
     return result
