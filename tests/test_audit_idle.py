@@ -50,10 +50,10 @@ def accumulated(params, x):
     ("step", "why"),
     [
         (logged, "results beside the state"),
-        (called_back, "callbacks"),
-        (times_zero, "multiplied by 0"),
         (chosen, ""),
-        (accumulated, ""),
+        pytest.param(called_back, "callbacks", marks=pytest.mark.slow),
+        pytest.param(times_zero, "multiplied by 0", marks=pytest.mark.slow),
+        pytest.param(accumulated, "", marks=pytest.mark.slow),
     ],
 )
 def test_gradients_cost_for_nobody_what_xla_does_not_drop(step, why):

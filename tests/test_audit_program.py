@@ -194,6 +194,18 @@ def test_a_step_of_lower_grade_than_asked_is_no_proof(folder, capsys):
     assert code == 1 and "'body', frozen, is equal: " in err
 
 
+def test_what_is_computed_for_nobody_has_a_table_of_its_own(folder, capsys):
+    (folder / "loop.py").write_text(
+        STEP.replace("batch @ params", "(batch + jax.random.normal(jax.random.key(0), (5, 3))) @ params")
+    )
+    code, out, err = ran(capsys, "loop.py:make")
+    page = (folder / "runs" / "audit" / "audit.html").read_text()
+    assert (code, err) == (0, "") and "proved  idle" in out
+    assert (
+        page.index("<h2>Computed for nobody</h2>") < page.index('<td class="word">idle</td>') < page.index("<h2>Proved")
+    )
+
+
 def test_of_a_huge_model_the_shapes_do(folder, capsys):
     """Sixteen gigabytes a leaf: nothing of it is made."""
     huge = STEP.replace("jnp.ones((3, 4))", 'jax.ShapeDtypeStruct((3, 4 * 10**9), "float32")')

@@ -51,7 +51,20 @@ def ratios(tx):
     return {name: np.asarray((leaf - value) / (params["head"] - value)) for name, leaf in params.items()}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+QUICK = (
+    "after Adam",
+    "masked",
+    "groups with numbers in their state",
+    "none",
+    "groups of other rates",
+    "before momentum",
+)
+"""Optimizers that compile in no time."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in OPTIMIZERS]
+)
 def test_a_rate_is_proved_where_numbers_have_it_and_refuted_where_they_do_not(name):
     tx, verdict = OPTIMIZERS[name]
     shapes = {name: jax.ShapeDtypeStruct((3,), "float32") for name in RATES}

@@ -13,13 +13,13 @@ from experiments.runs.console import Cell, Table
 from tljax import paths
 from tljax.audit.report import CLAIMS, Finding, Report, Verdict
 
-TITLES: dict[Verdict, str] = {"refuted": "Refuted", "not decided": "Not decided", "proved": "Proved"}
-"""The sections of a page, in their order."""
-CAPTIONS: dict[Verdict, str] = {
-    "refuted": "What was claimed of these leaves does not hold; where a line is named, it is the one that decides it.",
-    "not decided": "Neither is known of these leaves: the row says what stopped the proof. It is no proof of anything.",
-    "proved": "This holds of these leaves, for all inputs where the detail names no numbers.",
+CAPTIONS = {
+    "Refuted": "What was claimed of these leaves does not hold; where a line is named, it is the one that decides it.",
+    "Not decided": "Neither is known of these leaves: the row says what stopped the proof. It is no proof of anything.",
+    "Computed for nobody": "This costs, and serves nothing that the step gives back; no claim of a leaf is broken.",
+    "Proved": "This holds of these leaves, for all inputs where the detail names no numbers.",
 }
+"""What stands below the table of each section of a page, in their order."""
 GRADES = (
     "identical is the same variable, under every compiler; equal is the same but for the sign of a zero and the bits "
     "of a NaN; equal if finite is so unless what is multiplied by 0 is infinite or NaN."
@@ -52,7 +52,8 @@ def folded(report: Report) -> Report:
 
 def show(report: Report) -> None:
     """Print the findings, the refuted first, with what is alike in one row."""
-    counts = ", ".join(f"{len(report.of(verdict=verdict)):,} {verdict}" for verdict in ("proved", *list(TITLES)[:2]))
+    verdicts: tuple[Verdict, ...] = ("proved", "refuted", "not decided")
+    counts = ", ".join(f"{len(report.of(verdict=verdict)):,} {verdict}" for verdict in verdicts)
     _, *lines = folded(report).table().splitlines()
     for line in (f"{report.subject}: {counts}", *lines):
         console.say(line)
@@ -74,31 +75,33 @@ def write(folder: Path, report: Report, failures: Sequence[Finding], command: st
 
 def page(report: Report, failures: Sequence[Finding], provenance: Provenance) -> str:
     """The HTML of an audit: a table for each verdict, and what each claim says."""
-    counts = {verdict: len(report.of(verdict=verdict)) for verdict in TITLES}
     lead = (
-        f"Of {len(report.findings):,} claims {counts['proved']:,} are proved, {counts['refuted']:,} refuted and "
-        f"{counts['not decided']:,} not decided"
-        + (
-            f"; {len(failures):,} against what was to hold."
-            if failures
-            else ", and nothing that was to hold is broken."
-        )
+        f"Of {len(report.findings):,} claims {len(report.of(verdict='proved')):,} are proved, {len(report.refuted):,} "
+        f"refuted and {len(report.undecided):,} not decided"
+    )
+    lead += (
+        f"; {len(failures):,} against what was to hold." if failures else ", and nothing that was to hold is broken."
     )
     claims = dict.fromkeys(finding.claim for finding in report.findings)
     lists = [("What is claimed of a leaf", [(str(claim), CLAIMS[claim]) for claim in claims])]
     lists += [("Notes", [(str(number), note) for number, note in enumerate(report.notes, 1)])] if report.notes else []
-    rows = folded(report)
     sections = [
-        Section(
-            title, verdict.replace(" ", "_"), [_block(rows.of(verdict=verdict), verdict)] if counts[verdict] else []
-        )
-        for verdict, title in TITLES.items()
+        Section(title, title.lower().replace(" ", "_"), [_block(title, findings)] if findings else [])
+        for title, findings in _parts(folded(report)).items()
     ]
     return pages.render(sections, title=f"Audit of {report.subject}", lead=lead, provenance=provenance, lists=lists)
 
 
-def _block(findings: Sequence[Finding], verdict: Verdict) -> Block:
-    """The table of the findings of a verdict."""
+def _parts(report: Report) -> dict[str, Sequence[Finding]]:
+    """{title of a section: its findings}: what is proved to be idle is apart from what is proved to hold."""
+    proved = report.of(verdict="proved")
+    idle = [finding for finding in proved if finding.claim == "idle"]
+    rest = [finding for finding in proved if finding.claim != "idle"]
+    return dict(zip(CAPTIONS, (report.refuted, report.undecided, idle, rest), strict=True))
+
+
+def _block(title: str, findings: Sequence[Finding]) -> Block:
+    """The table of the findings of a section."""
     has_grades, has_sources = (any(getattr(f, name) for f in findings) for name in ("grade", "source"))
     columns = [
         "Leaf",
@@ -117,5 +120,5 @@ def _block(findings: Sequence[Finding], verdict: Verdict) -> Block:
         ]
         for finding in findings
     ]
-    caption = CAPTIONS[verdict] + (f" Of grades {GRADES}" if has_grades else "")
-    return Block(caption, Table(f"{TITLES[verdict]} claims", columns, rows, words=len(columns)))
+    caption = CAPTIONS[title] + (f" Of grades {GRADES}" if has_grades else "")
+    return Block(caption, Table(title, columns, rows, words=len(columns)))
