@@ -30,7 +30,7 @@ import numpy as np
 from experiments.runs import budgets, command_line, console, directory, fit, metrics, plan, process
 from experiments.runs.command_line import flag
 from experiments.runs.settings import FLAGS, ComputeFlags, Settings, parse_flags
-from tljax import checkpoint, evaluate, models, paths, plugins, train
+from tljax import batch_stats, checkpoint, evaluate, models, paths, plugins, train
 from tljax.study import results
 from tljax.study.results import Result
 from tljax.types import InputError, Model, Params
@@ -309,6 +309,7 @@ def _write(
     name = f"{plan.file_name(f'{options.by}-{first.train_examples}-seed{first.seed}')}-{key[:8]}"
     place = f"checkpoints/{options.by}-{plan.group_name([key])}"
     seconds = sum(member.result.seconds or 0.0 for member in members)
+    leaves = [(path, np.size(leaf), np.size(leaf)) for path, leaf in paths.items(batch_stats.split(merged)[0])]
     result = Result(
         name=name,
         key=key,
@@ -322,8 +323,9 @@ def _write(
         source_accuracy=first.source_accuracy,
         source_metric=first.source_metric,
         steps=sum(member.result.steps or 0 for member in members),
-        trained_parameters=first.total_parameters,
-        total_parameters=first.total_parameters,
+        trained_parameters=sum(size for _, size, _ in leaves),
+        total_parameters=sum(size for _, size, _ in leaves),
+        leaves=leaves,
         seconds=round(seconds, 3),
         metric=first.metric,
         checkpoint=place,
@@ -346,6 +348,12 @@ def _write(
             "left_out": [member.result.name for member in members if member not in ingredients],
         },
     )
+    # One point, as nothing was trained: where its curve would end.
+    measured = results.score(result) if validation is None else results.validation_score(result)
+    point = {"step": float(result.steps or 0), fit.score_column(goal.metrics[0]): float("nan")}
+    point |= dict.fromkeys(("train_loss", "train_penalty", "gradient_norm"), float("nan"))
+    point |= {} if measured is None else {fit.score_column(goal.metrics[0]): measured}
+    metrics.write_curves(folder, name, [point])
     result = replace(result, predictions=predictions, predictions_sha256=sha256)
     directory.add(folder, [result])
     return result

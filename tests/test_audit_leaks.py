@@ -128,7 +128,7 @@ def test_a_line_that_is_only_logged_is_not_blamed(numbers):
 
     def step(state, batch):
         gradients = jax.grad(loss)(state, batch)
-        logged = by_norm(gradients)
+        logged = optax.tree.norm(gradients)
         used = by_norm(gradients)
         return {name: leaf - used[name] * MASK[name] for name, leaf in state.items()}, logged
 
@@ -139,14 +139,13 @@ def test_a_line_that_is_only_logged_is_not_blamed(numbers):
     )
 
 
-@pytest.mark.parametrize("sign", [1.0, -1.0])
-def test_a_gradient_that_a_frozen_leaf_shares_with_a_trained_one_is_no_leak(sign):
+def test_a_gradient_that_a_frozen_leaf_shares_with_a_trained_one_is_no_leak():
     """Of x (W + D) with W frozen, the gradient of D is that of W."""
     params = {"D": jnp.ones((3, 3)), "W": jnp.ones((3, 3))}
 
     def step(params, x):
-        gradients = jax.grad(lambda p: jnp.square(x @ (p["W"] + sign * p["D"])).sum())(params)
-        return params | {"D": params["D"] - 0.1 * gradients["D"]}
+        gradients = jax.grad(lambda p: jnp.square(x @ (p["W"] + p["D"])).sum())(params)
+        return params | {"D": params["D"] - 0.1 * gradients["D"], "W": params["W"] - 0.0 * gradients["W"]}
 
     assert not audit.step(step, params, jnp.ones((2, 3)), {"D": True, "W": False}).refuted
 

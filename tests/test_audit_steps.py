@@ -290,3 +290,10 @@ def test_a_callback_is_not_entered():
     report = audit.step(step, PARAMS, BATCH, MASK)
     assert only(report, "body", "frozen").verdict == "not decided" and "pure_callback" in report.notes[0]
     assert verdicts(report)["head", "trains"] == "refuted"
+
+
+@pytest.mark.parametrize("tx", [WRONG["decay"][0], WRONG["raw gradient"][0], optax.MultiSteps(WRONG["decay"][0], 2)])
+def test_of_a_step_that_is_too_large_to_run_a_few_elements_refute(tx, monkeypatch):
+    monkeypatch.setattr(audit.numbers, "MOST_FLOPS", 0.0)
+    finding = only(audit.step(step_of(tx), jax.eval_shape(lambda: begun(tx)), BATCH, MASK), "body", "frozen")
+    assert finding.verdict == "refuted" and "by the operations on this leaf alone" in finding.detail

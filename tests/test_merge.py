@@ -131,7 +131,7 @@ def test_a_greedy_soup_is_chosen_by_validation_alone_and_is_read_like_any_fit(ta
         trees[fit.name] = state.get(f"{fit.name}.merged", state[fit.name])
     settings = Settings.from_flags(**arguments(tasks, tmp_path / "w", **flags))
     task = plan.load_task(settings, str(tasks / "clothes.npz"), None)
-    _, rows = plan.draw_examples(settings.recipe, "all", task, 3)
+    _, rows = plan.draw_examples(settings.recipe, "all", task, plan.streams(settings, 0).draw)
     images, labels = task.train.inputs(rows), np.asarray(task.train.targets)[rows]
     order = sorted(trees, key=lambda name: -accuracy(trees[name], images, labels))
     taken, best, found = [], 0.0, {}

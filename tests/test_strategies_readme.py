@@ -18,7 +18,18 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "tljax/strategies/README.md").read_text(encoding="utf-8")
 GUIDE = TEXT.partition("## The masks in a training loop")[0]
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT, re.S) for line in block.splitlines()]
-NAMES = ("mine.py", "phases.py", "until.py", "moves.py", "averages.py", "tenth.py", "data.py", "factors.py")
+NAMES = (
+    "mine.py",
+    "phases.py",
+    "until.py",
+    "moves.py",
+    "averages.py",
+    "tenth.py",
+    "between.py",
+    "data.py",
+    "factors.py",
+    "thinned.py",
+)
 FILES = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", GUIDE, re.S), strict=True))
 QUICK = ("--steps=3", "--seeds=0")
 

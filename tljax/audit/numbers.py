@@ -9,8 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from tljax.train import flops
+
 MOST_BYTES = 1 << 28
 """The size of a state and a batch, beyond which a step is not run."""
+MOST_FLOPS = 5e9
+"""The FLOPs of a step, beyond which it is not run: a second or so in four steps."""
 STEPS = 4
 """The steps that are run, in turn: schedules begin at 0, and micro-batches are gathered."""
 MOST_EAGER = 60
@@ -34,9 +38,11 @@ class Shown(NamedTuple):
         return f"{self.before:.6g} becomes {self.after:.6g}{place} in step {self.step}, {self.how}, {self.start}"
 
 
-def fits(avals: Sequence[Any]) -> bool:
-    """Whether arrays of these shapes are small enough to run a step on them."""
-    return sum(math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) for aval in avals) <= MOST_BYTES
+def fits(closed: Any) -> bool:
+    """Whether a step is small enough to be run."""
+    avals = [var.aval for var in closed.jaxpr.invars]
+    size = sum(math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) for aval in avals)
+    return size <= MOST_BYTES and sum(map(flops.of_equation, closed.jaxpr.eqns)) <= MOST_FLOPS
 
 
 def changes(

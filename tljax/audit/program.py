@@ -340,12 +340,12 @@ class _Reader:
         for atom in (*equation.invars, *equation.outvars):
             if not hasattr(atom.aval, "dtype") or type(atom.aval).__name__ == "AbstractRef":
                 raise Stop(f"'{name}' works on a mutable reference, which cannot be read")
-        if name in _THROUGH:
+        if name in THROUGH:
             return values[: len(equation.outvars)]
         rule = _RULES.get(name)
         if rule is not None:
             return rule(self, equation, values, path)
-        if name in _CALLS:
+        if name in CALLS:
             called = next((equation.params[key] for key in _BODIES if key in equation.params), None)
             if called is not None:
                 body, consts = (called.jaxpr, called.consts) if hasattr(called, "jaxpr") else (called, ())
@@ -1745,14 +1745,14 @@ def _whole_spec(spec: Any) -> bool:
     return not _axes(spec)
 
 
-_THROUGH = frozenset(
+THROUGH = frozenset(
     (
         *("copy", "copy_p", "optimization_barrier", "sharding_constraint", "layout_constraint", "device_put"),
         *("pvary", "pcast", "name", "mesh_cast", "reshard", "pbroadcast"),
     )
 )
 """What gives each operand as it is."""
-_CALLS = frozenset(
+CALLS = frozenset(
     (
         *("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
         *("remat", "remat2", "checkpoint", "xla_call", "run_scoped"),
@@ -1761,6 +1761,9 @@ _CALLS = frozenset(
 _BODIES = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 _OUTSIDE = ("callback", "pallas", "ffi", "custom_call", "outside_call", "infeed", "outfeed")
 """Parts of the names of primitives whose program is not a jaxpr, or not one of values."""
+
+ELEMENTWISE = frozenset((*_ARITHMETIC, "convert_element_type", "select_n"))
+"""What computes each element from those in the same places."""
 
 _RULES: dict[str, Callable[..., list[Value]]] = {
     **dict.fromkeys(_ARITHMETIC, _arithmetic),

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import cotangents, idle, leaks, multipliers, numbers, program, tracing
+from tljax.audit import cotangents, elements, idle, leaks, multipliers, numbers, program, tracing
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
 from tljax.types import InputError, Mask, Params
@@ -372,9 +372,9 @@ class _Audit:
     def _shown(self, moved: Mapping[int, Any]) -> dict[int, numbers.Shown]:
         if not moved:
             return {}
-        if not numbers.fits(self.avals):
-            self.notes.append("the step is not run: its state and batch are too large")
-            return {}
+        if not numbers.fits(self.traced.closed):
+            self.notes.append("the step is not run, since it is too large: what moves a leaf is, leaf by leaf")
+            return self._shown_of_elements(moved)
         try:
             return numbers.changes(
                 self.traced.closed,
@@ -387,6 +387,18 @@ class _Audit:
         except Exception as error:  # a step that can be traced need not run: on these devices, on drawn numbers
             self.notes.append(f"the step does not run on these numbers: {plugins.describe(error)[:200]}")
             return {}
+
+    def _shown_of_elements(self, moved: Mapping[int, Any]) -> dict[int, numbers.Shown]:
+        """Where a few elements show that they change."""
+        scalars: dict[Any, Any] = {}
+        rows = {
+            place: elements.change(
+                *(self.traced.closed, self.traced.leaves, place, where),
+                *(self.by_place, self.size, self.labels, scalars),
+            )
+            for place, where in moved.items()
+        }
+        return {place: shown for place, shown in rows.items() if shown is not None}
 
     def _begun(self, params: Sequence[Any]) -> list[Any]:
         """The leaves of an optimizer's state on numbers for its parameters."""
