@@ -33,6 +33,27 @@ def facts(value):
     ]
 
 
+ZEROS = np.zeros_like(A)
+
+
+def norm(a):
+    return jnp.sqrt(jnp.sum(jnp.square(a)))
+
+
+def clipped(a, function):
+    """`a` with a function of its norm added."""
+    return a + function(norm(a))
+
+
+def clipped_by_the_row_before(a):
+    """0 over the norm of a row, which is 0 / 0 where a row is 0 and the one before is not small."""
+
+    def turn(small, row):
+        return norm(row) < 1, jnp.where(small, 0.0, 0.0 * row / norm(row))
+
+    return a + jax.lax.scan(turn, np.bool_(True), a)[1]
+
+
 def loop(body, *start):
     return jax.lax.fori_loop(0, 50, lambda _, carry: body(*carry), start)
 
@@ -45,6 +66,16 @@ KEPT = {
     "minus zero times": (lambda a: a - 0.0 * jnp.sin(a), EQUAL_IF_FINITE),
     "minus what is subtracted from itself": (lambda a: a - (a - a), EQUAL_IF_FINITE),
     "plus zero over a number": (lambda a: a + jnp.zeros_like(a) / (jnp.sqrt(jnp.zeros_like(a)) + 1e-8), EQUAL),
+    "plus zero over a norm and a little": (lambda a: a + ZEROS / (norm(a) + 1e-6), EQUAL_IF_FINITE),
+    "plus zero over at least 1": (lambda a: a + ZEROS / jnp.maximum(1.0, norm(a) / 3), EQUAL_IF_FINITE),
+    "plus zero, clipped": (
+        lambda a: clipped(a, lambda norm: jnp.where(norm < 2, ZEROS, ZEROS / norm * 2)),
+        EQUAL_IF_FINITE,
+    ),
+    "plus zero, clipped above": (
+        lambda a: clipped(a, lambda norm: jnp.where(norm > 0, ZEROS / norm, 0.0)),
+        EQUAL_IF_FINITE,
+    ),
     "to a wider float and back": (lambda a: a.astype(jnp.bfloat16).astype(jnp.float32).astype(jnp.bfloat16), EQUAL),
     "transposed twice": (lambda a: a.T.T, IDENTICAL),
     "reshaped": (lambda a: a.reshape(2, 6).reshape(3, 4), IDENTICAL),
@@ -80,6 +111,16 @@ CHANGED = {
     "whole numbers and back": lambda a: a.astype(jnp.int32).astype(jnp.float32),
     "less a little": lambda a: a * (1 - 1e-6),
     "plus a tiny number": lambda a: a + 1e-30,
+    "plus zero over what may be 0": lambda a: a + ZEROS / a,
+    "plus zero over a norm": lambda a: a + ZEROS / norm(a),
+    "plus zero over what is rounded to 0": lambda a: a + ZEROS / (norm(a) + np.float32(1e-39)),
+    "plus zero, clipped the wrong way": lambda a: clipped(a, lambda n: jnp.where(n < 2, ZEROS / n, ZEROS)),
+    "plus zero over another norm": lambda a: a + jnp.where(norm(a) < 2, ZEROS, ZEROS / norm(a[:1])),
+    "plus zero over the norm of another row": clipped_by_the_row_before,
+    "plus a power of zero": lambda a: a + ZEROS**a,
+    "plus a remainder of zero": lambda a: a + jax.lax.rem(ZEROS, a),
+    "plus an angle of zero": lambda a: a + jax.lax.atan2(ZEROS, a),
+    "plus the greatest of nothing": lambda a: a + jax.lax.reduce_max_p.bind(ZEROS[:0, 0], axes=(0,), out_sharding=None),
     "a loop that doubles": lambda a: loop(lambda x, y: (x * 2, y), a, a)[0],
     "a loop that swaps": lambda a: loop(lambda x, y: (y, x), a, a + 1)[0],
     "the row before": lambda a: jax.lax.scan(lambda c, row: (row, c), a[0], a)[1],
@@ -168,7 +209,7 @@ def test_zeros_that_are_assumed_cross_an_optimizer():
     inputs = [program.whole(i, 1 << i) for i in range(3)]
     assert facts(program.read(closed, inputs).outputs[0]) == [(UNKNOWN, IDENTICAL)]
     inputs[1] = program.zeros(inputs[1], True, np.float32)
-    assert facts(program.read(closed, inputs).outputs[0]) == [(0, EQUAL_IF_FINITE)]
+    assert facts(program.read(closed, inputs).outputs[0]) == [(UNKNOWN, IDENTICAL)]  # of a count of -1 it is 0 / 0
     inputs[2] = program.bounded(inputs[2], 0, 1000)  # then the divisor is not 0
     leaf, state = program.read(closed, inputs).outputs
     assert facts(leaf) == [(0, EQUAL)] and program.is_zero(state.pieces[0])

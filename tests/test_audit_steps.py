@@ -117,6 +117,19 @@ def test_zeros_of_the_optimizer_are_what_shapes_do_not_tell():
     assert only(audit.step(step, (shapes[0], zeros), BATCH, MASK), "body", "frozen").verdict == "proved"
 
 
+def test_a_zero_of_the_state_that_is_divided_need_not_stay_zero():
+    def step(state, batch):
+        params, z = state
+        gradients = jax.grad(loss)(params, batch)
+        return {"body": params["body"] + z, "head": params["head"] - gradients["head"]}, z / batch.mean()
+
+    state = PARAMS, jnp.zeros(())
+    report = audit.step(step, state, BATCH, MASK)
+    assert only(report, "body", "frozen").verdict != "proved"
+    zero_mean = BATCH - BATCH.mean()
+    assert np.isnan(step(step(state, jnp.zeros_like(zero_mean)), BATCH)[0]["body"]).all()
+
+
 def test_one_element_that_is_not_zero_is_the_one_that_moves():
     tx = RIGHT["no decay"]
     params, state = begun(tx)

@@ -50,6 +50,18 @@ of the program within it) from the outside in, then (number of the equation, num
 the result)."""
 
 
+class Guard(NamedTuple):
+    """What is known of elements by numbers that the program computes, such as a norm, which have a number each here."""
+
+    number: int = 0
+    """That each of the elements is; 0 if none is known."""
+    answer: tuple[int, bool] | None = None
+    """Of bools: (number, what the elements are where that is 0)."""
+    zero_unless: frozenset[int] = frozenset()
+    """Elements are 0, if what is multiplied by 0 is finite, unless one of these numbers is 0; empty if none is known.
+    `where(norm < 1, g, g / norm)` is 0 if `g` is."""
+
+
 class Piece(NamedTuple):
     """What is known of some elements of a value."""
 
@@ -68,6 +80,9 @@ class Piece(NamedTuple):
     """Where content is unknown: the equation that computed the elements."""
     bounds: tuple[float, float] | None = None
     """The least and the greatest number that the elements may be, none of them NaN; None if nothing is known."""
+    least: float | None = None
+    """The least number that the elements may be if they are not NaN, where no bounds are known."""
+    guard: Guard | None = None
 
 
 class Value(NamedTuple):
@@ -213,7 +228,11 @@ def tidy(pieces: Sequence[Piece], selector: np.ndarray | None, watched: int) -> 
         elif merged[number] is not piece:
             known = merged[number]
             bounds = known.bounds if known.bounds == piece.bounds else None
-            merged[number] = known._replace(depends=known.depends | piece.depends, bounds=bounds)
+            least = _lowest((known, piece)) if bounds is None else None
+            guard = known.guard if known.guard == piece.guard else None
+            merged[number] = known._replace(
+                depends=known.depends | piece.depends, bounds=bounds, least=least, guard=guard
+            )
         numbers.append(number)
     if len(merged) == 1:
         return Value((merged[0],))
@@ -292,6 +311,7 @@ class _Reader:
         self.notes: list[str] = []
         self.meetings: list[tuple[int, Any]] = []
         self.constants: dict[int, int] = {}
+        self.guards = itertools.count(1)
         self.unrolled = 20_000
         """The equations that may still be read for loops that are read turn by turn."""
         self.most = min(MOST_ELEMENTS, max([1 << 20, *(_size(symbol.shape) for symbol in symbols)]))
@@ -344,7 +364,8 @@ class _Reader:
             return values[: len(equation.outvars)]
         rule = _RULES.get(name)
         if rule is not None:
-            return rule(self, equation, values, path)
+            results = rule(self, equation, values, path)
+            return results if name in _SAME_MOMENT else [_unguarded(result) for result in results]
         if name in CALLS:
             called = next((equation.params[key] for key in _BODIES if key in equation.params), None)
             if called is not None:
@@ -359,9 +380,16 @@ class _Reader:
     def unknown(self, equation: Any, values: Sequence[Value], extra: int = 0) -> list[Value]:
         """Outputs of which nothing is known but what they depend on."""
         pieces = [piece for value in values for piece in value.pieces]
-        result = Value((_unlike(pieces, extra)._replace(equation=equation),))
+        piece = _unlike(pieces, extra)._replace(equation=equation)
+        result = Value((self.numbered(piece, equation),))
         self.meet(equation, [value.depends for value in values], result.depends)
         return [result] * len(equation.outvars)
+
+    def numbered(self, piece: Piece, equation: Any) -> Piece:
+        """What an equation computes, with a number of its own where it is a single one."""
+        if len(equation.outvars) > 1 or equation.outvars[0].aval.shape or not _float(equation.outvars[0].aval.dtype):
+            return piece
+        return piece._replace(guard=Guard(next(self.guards)))
 
     def meet(self, equation: Any, depends: Sequence[int], result: int) -> None:
         """Note where watched labels first meet."""
@@ -595,7 +623,9 @@ def _either(pieces: Sequence[Piece], extra: int, equation: Any) -> Piece:
         if all(map(is_zero, pieces)):
             return first._replace(grade=max(grade, EQUAL), condition=condition, depends=depends)
     source = next((piece.equation for piece in pieces if piece.equation is not None), equation)
-    return Piece(UNKNOWN, depends=depends | extra, equation=source, bounds=_hull(pieces))
+    bounds = _hull(pieces)
+    least = _lowest(pieces) if bounds is None else None
+    return Piece(UNKNOWN, depends=depends | extra, equation=source, bounds=bounds, least=least)
 
 
 def _hull(pieces: Sequence[Piece]) -> tuple[float, float] | None:
@@ -642,7 +672,10 @@ def _computed(reader: _Reader, equation: Any, pieces: Sequence[Piece]) -> Piece:
     bounds = _computed_bounds(equation, pieces)
     if bounds is not None and bounds[0] == bounds[1] and equation.outvars[0].aval.dtype == np.bool_:
         return Piece(CONSTANT, constant=np.bool_(bounds[0]))
-    return Piece(UNKNOWN, depends=depends, equation=equation, bounds=bounds)
+    least = _computed_least(equation, pieces) if bounds is None else None
+    piece = Piece(UNKNOWN, depends=depends, equation=equation, bounds=bounds, least=least)
+    answer = _answer(equation, pieces)
+    return reader.numbered(piece, equation) if answer is None else piece._replace(guard=answer)
 
 
 def _of_operands(reader: _Reader, equation: Any, *pieces: Piece) -> Piece:
@@ -815,20 +848,60 @@ def _mul(reader: _Reader, equation: Any, a: Piece, b: Piece) -> Piece:
             zero = Piece(CONSTANT, constant=np.zeros((), equation.outvars[0].aval.dtype)[()], grade=EQUAL_IF_FINITE)
             zero = zero._replace(condition=frozenset((f"'{name}' is False",)) | factor.condition | mask.condition)
             return zero._replace(depends=a.depends | b.depends)
-    return _computed(reader, equation, (a, b))
+    spared = _zero_unless(a) | _zero_unless(b)
+    computed = _computed(reader, equation, (a, b))
+    return computed._replace(guard=Guard(zero_unless=spared)) if spared else computed
 
 
 def _div(reader: _Reader, equation: Any, a: Piece, b: Piece) -> Piece:
     floats = _float(equation.outvars[0].aval.dtype)
-    if is_zero(a) and not is_zero(b) and floats:
-        if b.content == CONSTANT and np.isfinite(b.constant):
-            return _weaker(a, b, grade=EQUAL)
-        divisors = _bounds(b, None)
-        sure = divisors is not None and (divisors[0] > 0 or divisors[1] < 0)
-        return _weaker(a, _unlike([b]), grade=EQUAL if sure else EQUAL_IF_FINITE)
+    if (is_zero(a) or _zero_unless(a)) and floats:
+        return _zero_over(reader, equation, a, b)
     if b.content == CONSTANT and b.constant == 1:
         return _unchanged(reader, equation, a, b, EQUAL if floats else IDENTICAL)
     return _computed(reader, equation, (a, b))
+
+
+def _zero_over(reader: _Reader, equation: Any, a: Piece, b: Piece) -> Piece:
+    """A quotient whose dividend is 0: it is 0 only where the divisor is not, since 0 / 0 is NaN."""
+    tiny = float(jax.numpy.finfo(equation.invars[1].aval.dtype).tiny)  # what is smaller may be flushed to 0
+    bounds, least = _bounds(b, None), _least(b, None)
+    if bounds is not None and (bounds[0] >= tiny or bounds[1] <= -tiny):
+        grade = EQUAL
+    elif least is not None and least >= tiny:
+        grade = EQUAL_IF_FINITE
+    else:
+        computed = _computed(reader, equation, (a, b))
+        if b.guard is None or not b.guard.number or a.condition:
+            return computed
+        return computed._replace(guard=Guard(zero_unless=_zero_unless(a) | {b.guard.number}))
+    if not is_zero(a):
+        return _computed(reader, equation, (a, b))._replace(guard=a.guard)
+    return _weaker(a, b if b.content == CONSTANT else _unlike([b]), grade=grade)
+
+
+def _zero_unless(piece: Piece) -> frozenset[int]:
+    """The numbers one of which is 0 where elements are not; empty if nothing is known."""
+    return frozenset() if piece.guard is None else piece.guard.zero_unless
+
+
+def _answer(equation: Any, pieces: Sequence[Piece]) -> Guard | None:
+    """What a comparison says where a number of the program is 0."""
+    name = equation.primitive.name
+    if name == "not" and equation.outvars[0].aval.dtype == np.bool_:
+        known = None if pieces[0].guard is None else pieces[0].guard.answer
+        return None if known is None else Guard(answer=(known[0], not known[1]))
+    if name not in _COMPARISONS:
+        return None
+    numbers = _number(equation.invars[0].aval.dtype)
+    for number, piece in enumerate(pieces):
+        other = pieces[1 - number]
+        sure = other.content == CONSTANT and other.grade == IDENTICAL and not other.condition
+        if numbers and sure and piece.guard is not None and piece.guard.number:
+            sides = [other.constant, other.constant]
+            sides[number] = np.zeros((), np.asarray(other.constant).dtype)[()]
+            return Guard(answer=(piece.guard.number, bool(_NUMPY[name](*sides))))
+    return None
 
 
 def _pow(reader: _Reader, equation: Any, a: Piece, b: Piece) -> Piece:
@@ -953,7 +1026,11 @@ def _convert(reader: _Reader, equation: Any, values: list[Value], path: tuple[in
             return constant
         if is_zero(piece) and _number(output):
             return _keeps_zero(reader, equation, piece)
-        return _computed(reader, equation, (piece,))
+        computed = _computed(reader, equation, (piece,))
+        if piece.guard is None or not (_float(source) and _float(output)):
+            return computed
+        small = jax.numpy.finfo(output).tiny <= jax.numpy.finfo(source).tiny  # no number but 0 becomes 0
+        return computed._replace(guard=piece.guard) if small or piece.guard.zero_unless else computed
 
     return [reader.elementwise(equation, values, function)]
 
@@ -998,6 +1075,9 @@ def _select(reader: _Reader, equation: Any, values: list[Value], path: tuple[int
 
 def _chosen(reader: _Reader, equation: Any, which: Piece, cases: Sequence[Piece]) -> Piece:
     """An element that is one of several, as a traced mask says; or the first of two, if an input of bools is False."""
+    known = None if which.guard is None else which.guard.answer
+    if known is not None and len(cases) == 2:
+        cases = [_taken(case, known, bool(number), equation) for number, case in enumerate(cases)]
     either = _either(cases, which.depends, equation)
     if either.content != UNKNOWN:
         return either
@@ -1010,12 +1090,22 @@ def _chosen(reader: _Reader, equation: Any, which: Piece, cases: Sequence[Piece]
     return either if either.equation is not None else either._replace(equation=equation)
 
 
+def _taken(case: Piece, known: tuple[int, bool], answer: bool, equation: Any) -> Piece:
+    """A case of a choice that is taken for one answer alone, where the answer at a number's 0 is known."""
+    number, at_zero = known
+    if at_zero == answer or _zero_unless(case) != {number}:
+        return case
+    zero = np.zeros((), equation.outvars[0].aval.dtype)[()]
+    return Piece(CONSTANT, constant=zero, grade=EQUAL_IF_FINITE)
+
+
 def _reduced(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, ...]) -> list[Value]:
     """Sums and products of what is all 0 are 0."""
     name = equation.primitive.name
     pieces = reader.classes(values[0], equation.invars[0].aval.shape).pieces if len(values) == 1 else ()
     output = equation.outvars[0].aval
-    if name in _ZERO_OF_ZERO and pieces and all(map(is_zero, pieces)):
+    some = equation.invars[0].aval.size > 0 or name not in ("reduce_max", "reduce_min")  # else they give an infinity
+    if name in _ZERO_OF_ZERO and pieces and some and all(map(is_zero, pieces)):
         zero = _weaker(pieces[0], *pieces[1:], grade=EQUAL)._replace(constant=np.zeros((), output.dtype)[()])
         return [Value((zero,))]
     if name in _ZERO_OF_ANY and len(values) >= 2:
@@ -1024,7 +1114,16 @@ def _reduced(reader: _Reader, equation: Any, values: list[Value], path: tuple[in
                 zero = Piece(CONSTANT, constant=np.zeros((), output.dtype)[()])
                 others = [_unlike(other.pieces) for other in values]
                 return [Value((_weaker(zero, *value.pieces, *others, grade=EQUAL_IF_FINITE),))]
-    return reader.unknown(equation, values)
+    results = reader.unknown(equation, values)
+    least = _lowest(pieces) if name in _NO_LOWER and some and pieces else None
+    if least is None or (least < 0 and name not in ("reduce_max", "reduce_min", "pmax", "pmin")):
+        return results
+    least = least if name in ("reduce_max", "reduce_min", "pmax", "pmin") else 0.0
+    return [Value((result.pieces[0]._replace(least=least),)) for result in results]
+
+
+_NO_LOWER = ("reduce_sum", "reduce_max", "reduce_min", "cumsum", "psum", "psum_invariant", "pmax", "pmin")
+"""What gives no number below all of its operand's, if none of them is negative."""
 
 
 _ZERO_OF_ZERO = (
@@ -1102,6 +1201,48 @@ def _computed_bounds(equation: Any, pieces: Sequence[Piece]) -> _Pair | None:
     lower = least if exact and _representable(least, output) else least - room
     upper = greatest if exact and _representable(greatest, output) else greatest + room
     return (max(lower, 0.0) if least >= 0 else lower), upper
+
+
+def _least(piece: Piece, dtype: Any) -> float | None:
+    """The least number that a piece's elements may be if they are not NaN; None if nothing is known."""
+    bounds = _bounds(piece, dtype)
+    return bounds[0] if bounds is not None else None if piece.condition else piece.least
+
+
+def _lowest(pieces: Iterable[Piece]) -> float | None:
+    """The least number that elements of pieces may be if they are not NaN."""
+    least = [_least(piece, None) for piece in pieces]
+    known = [number for number in least if number is not None]
+    return min(known) if known and len(known) == len(least) else None
+
+
+def _computed_least(equation: Any, pieces: Sequence[Piece]) -> float | None:
+    """The least number that an elementwise operation gives where it does not give NaN; None if none is known."""
+    output, name = equation.outvars[0].aval.dtype, equation.primitive.name
+    if not _number(output) or not jax.dtypes.issubdtype(output, np.floating):
+        return None
+    if name in ("square", "abs", "sqrt", "rsqrt", "exp", "exp2", "logistic", "cosh"):
+        return 0.0
+    if name == "integer_pow":
+        return 0.0 if equation.params["y"] % 2 == 0 else None
+    if name == "mul" and equation.invars[0] is equation.invars[1]:
+        return 0.0
+    least = [_least(piece, atom.aval.dtype) for piece, atom in zip(pieces, equation.invars, strict=True)]
+    known = [number for number in least if number is not None]
+    if name == "max":
+        return max(known, default=None)
+    if not known or len(known) < len(least):
+        return None
+    if name == "min":
+        return min(known)
+    if min(known) < 0:
+        return None
+    if name in ("add", "add_any"):
+        return max(known)
+    if name == "convert_element_type":  # to a narrower dtype it may be rounded, and a small number to 0
+        number = float(np.asarray(known[0], output))
+        return number if math.isfinite(number) else None
+    return 0.0 if name in ("mul", "div", "pow") else None
 
 
 def _representable(number: float, dtype: Any) -> bool:
@@ -1539,14 +1680,21 @@ def _carried(
     extra: int = 0,
 ) -> list[Value]:
     return [
-        old if old is new else _unbounded(reader.joined((old, new), shape, extra, equation))
+        old if old is new else _unbounded(reader.joined((old, _unguarded(new)), shape, extra, equation))
         for old, new, shape in zip(before, after, shapes, strict=True)
     ]
 
 
 def _unbounded(value: Value) -> Value:
     """The value without bounds, which a loop may widen in each turn."""
-    return Value(tuple(piece._replace(bounds=None) for piece in value.pieces), value.selector)
+    return Value(tuple(piece._replace(bounds=None, least=None) for piece in value.pieces), value.selector)
+
+
+def _unguarded(value: Value) -> Value:
+    """The value without what is known by numbers of the program, which are others in another turn or shard."""
+    if all(piece.guard is None for piece in value.pieces):
+        return value
+    return Value(tuple(piece._replace(guard=None) for piece in value.pieces), value.selector)
 
 
 def _fixpoint(turn: Callable[[list[Value]], list[Value]], carry: list[Value]) -> list[Value]:
@@ -1764,6 +1912,9 @@ _OUTSIDE = ("callback", "pallas", "ffi", "custom_call", "outside_call", "infeed"
 
 ELEMENTWISE = frozenset((*_ARITHMETIC, "convert_element_type", "select_n"))
 """What computes each element from those in the same places."""
+
+_SAME_MOMENT = frozenset((*ELEMENTWISE, "reshape", "squeeze", "expand_dims", "broadcast_in_dim", *_ZERO_OF_ZERO))
+"""What is computed once of its operands, and not by turns or shards: of other results guards are not kept."""
 
 _RULES: dict[str, Callable[..., list[Value]]] = {
     **dict.fromkeys(_ARITHMETIC, _arithmetic),

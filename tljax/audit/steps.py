@@ -184,7 +184,7 @@ class _Audit:
 
     def _by_loss(self, loss: Callable[..., Any], batch: Any) -> dict[tuple[int, ...], cotangents.Cotangent]:
         """Whose gradient a value is, by the gradients of a loss on numbers, where nothing else decides it."""
-        if not numbers.fits(self.avals):
+        if not numbers.fits(self.traced.closed):
             self.notes.append("the loss is not run: the state and the batch are too large")
             return self.roles
         inputs = numbers.sample(self.traced.leaves, self.traced.positions, self.size, everything=True)
