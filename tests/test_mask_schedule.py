@@ -12,7 +12,7 @@ import pytest
 
 from tljax import masks, models, optimizer, paths, train
 from tljax.audit import fits, problems
-from tljax.strategies import gradual_unfreeze, lp_ft
+from tljax.strategies import gradual_unfreeze, lisa, lp_ft
 from tljax.train import vectorize
 from tljax.train.step import forms_no_others
 from tljax.types import Context, MaskSchedule, Params, Phase, PhaseRule
@@ -226,3 +226,18 @@ def test_the_trainer_forms_no_gradient_of_what_is_off() -> None:
         assert forms_no_others(train.specialize(spec, of_fit, (schedule.scope,)), params) == bool(slots)
         results.append(final(spec, [of_fit], (20, STEPS)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), results[0].params, results[1].params)
+
+
+def test_lisa_holds_the_moments_of_two_of_twelve_blocks() -> None:
+    model = models.build("vit:width=32:depth=12:heads=2:patch=4", 8, hidden=(8,), activation="gelu")
+    params = models.abstract(model, (8, 8, 1))
+    schedule = lisa.strategy(params, Context(stages=models.names(model)), layers=2)
+    state = jax.eval_shape(optimizer.scheduled(optax.adamw(1e-3), schedule).init, params)
+
+    def size(tree: Any) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    block = size(params["block_0"])
+    moments = 2 * (size(params) - 12 * block + 2 * block)
+    assert moments <= size(state) <= 1.02 * moments
+    assert size(jax.eval_shape(optax.adamw(1e-3).init, params)) > 4 * moments
