@@ -1,5 +1,7 @@
 """`audit.step` and `audit.optimizer`: what they prove, refute and leave open, against numbers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,6 +130,83 @@ def test_a_zero_of_the_state_that_is_divided_need_not_stay_zero():
     assert only(report, "body", "frozen").verdict != "proved"
     zero_mean = BATCH - BATCH.mean()
     assert np.isnan(step(step(state, jnp.zeros_like(zero_mean)), BATCH)[0]["body"]).all()
+
+
+class Trainer:
+    """Counts its steps in Python, and lets the body go after the twentieth."""
+
+    def __init__(self):
+        self.count = 0
+        self.update = jax.jit(
+            lambda params, freeze: {**params, "body": params["body"] - (0.0 if freeze else 0.1)}, static_argnums=1
+        )
+
+    def step(self, params, batch):
+        self.count += 1
+        return self.update(params, self.count <= 20)
+
+
+CALLS, TURNS = [], iter(range(1000))
+TOTAL = 0
+
+
+def counts_in_a_global(params, batch):
+    global TOTAL
+    TOTAL += 1
+    return params if TOTAL < 20 else {**params, "body": params["body"] + 1}
+
+
+def appends(params, batch):
+    CALLS.append(0)
+    return params if len(CALLS) < 20 else {**params, "body": params["body"] + 1}
+
+
+def takes_the_next(params, batch):
+    return params if next(TURNS) < 20 else {**params, "body": params["body"] + 1}
+
+
+def draws(params, batch):
+    return params if np.random.rand() < 1 else {**params, "body": params["body"] + 1}
+
+
+def counts_in_its_closure():
+    count = 0
+
+    def step(params, batch):
+        nonlocal count
+        count += 1
+        return params if count < 20 else {**params, "body": params["body"] + 1}
+
+    return step
+
+
+@pytest.mark.parametrize(
+    "step, variable",
+    [
+        (Trainer().step, "'self.count' at test_audit_steps.py:\\d+ .step."),
+        (counts_in_a_global, "'TOTAL' at test_audit_steps.py:\\d+ .counts_in_a_global."),
+        (counts_in_its_closure(), "'count' at test_audit_steps.py"),
+        (appends, "'CALLS' at test_audit_steps.py"),
+        (takes_the_next, "'TURNS' at test_audit_steps.py"),
+        (draws, "'np.random'"),
+        (functools.partial(lambda step, params, batch: counts_in_a_global(params, batch), None), "'TOTAL'"),
+    ],
+)
+def test_a_step_that_changes_what_it_names_is_not_pure(step, variable):
+    with pytest.raises(InputError, match=f"not pure: each call changes {variable}"):
+        audit.step(step, PARAMS, BATCH, MASK)
+
+
+def test_what_is_kept_once_is_no_fault_and_one_trace_is_said_to_be_one():
+    kept = {}
+
+    def step(params, batch):
+        kept.setdefault("gradient", jax.grad(loss))
+        return {**params, "head": params["head"] - kept["gradient"](params, batch)["head"]}
+
+    assert only(report := audit.step(step, PARAMS, BATCH, MASK), "body", "frozen").verdict == "proved"
+    assert any("this one trace" in note for note in report.notes)
+    assert not audit.step(jax.jit(step), PARAMS, BATCH, MASK).notes
 
 
 def test_one_element_that_is_not_zero_is_the_one_that_moves():

@@ -2,10 +2,10 @@
 
 `lines` (a check and how it is made), `optimizers`, `problems` (what strategies are tried on) and `strategies`, which
 fits by `fits`, are the checks of what is written for tljax. `steps` reads a training step or an optimizer of anyone's:
-it is traced by `tracing`, read by `program`, run by `numbers`, and its findings are a `report`; `cotangents` tells
-whose gradient a value is, `leaks` what mixes it, `idle` what is computed for nobody, `multipliers` how far leaves
-move. `checkpoints` says what became of each leaf between two of them, `restores` what came of a load, and `assertions`
-are for test suites.
+it is traced by `tracing`, which asks `purity` whether Python changes it, read by `program`, run by `numbers`, and its
+findings are a `report`; `cotangents` tells whose gradient a value is, `leaks` what mixes it, `idle` what is computed
+for nobody, `multipliers` how far leaves move. `checkpoints` says what became of each leaf between two of them,
+`restores` what came of a load, and `assertions` are for test suites.
 """
 
 from tljax.audit.assertions import frozen, rates, restored

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import cotangents, elements, idle, leaks, multipliers, numbers, program, tracing
+from tljax.audit import cotangents, elements, idle, leaks, multipliers, numbers, program, purity, tracing
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
 from tljax.types import InputError, Mask, Params
@@ -46,7 +46,8 @@ def step(
     traced = tracing.trace(step, state, batch, params)
     audit = _Audit(traced, mask, _name(step))
     audit.labels = audit.of_gradients(loss, batch)
-    return audit.report()
+    report = audit.report()
+    return report if purity.is_jitted(step) else replace(report, notes=(*report.notes, _ONE_TRACE))
 
 
 def optimizer(tx: optax.GradientTransformation, params: Params, mask: Mask) -> Report:
@@ -76,6 +77,12 @@ def optimizer(tx: optax.GradientTransformation, params: Params, mask: Mask) -> R
     traced = traced._replace(paths=tuple(path.removeprefix("0/") for path in traced.paths))
     audit = _Audit(traced, mask, _name(tx), init=(tx.init, begun))
     return audit.report()
+
+
+_ONE_TRACE = (
+    "the step is not jitted as a whole, so that its Python runs in each call: what is proved is of this one trace; put "
+    "jax.jit around the step, and it holds of every call"
+)
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -12,7 +12,7 @@ from jax._src import source_info_util
 from jax.extend import core
 
 from tljax import paths, plugins
-from tljax.audit import program
+from tljax.audit import program, purity
 from tljax.types import InputError
 
 
@@ -40,6 +40,7 @@ def trace(step: Callable[..., Any], state: Any, batch: Any, params: Callable[[An
     Raises InputError, with the user's line, for a step that does not trace, is not pure, or changes the structure of
     its state; and for `params` that do not pick leaves of the state.
     """
+    users = step
     step, state, params, rename = _of_modules(step, state, params)
     leaves, tree = jax.tree.flatten(state)
     batch_leaves, batch_tree = jax.tree.flatten(batch)
@@ -50,12 +51,12 @@ def trace(step: Callable[..., Any], state: Any, batch: Any, params: Callable[[An
     dynamic = [array or number for array, number in zip(arrays, numbers, strict=True)]
     of_batch = [_is_array(leaf) or isinstance(leaf, bool | int | float | complex) for leaf in batch_leaves]
     try:
-        result = _traced(step, (leaves, tree, dynamic, names), (batch_leaves, batch_tree, of_batch), params)
+        result = _traced((step, users), (leaves, tree, dynamic, names), (batch_leaves, batch_tree, of_batch), params)
     except _Concrete as error:
         if not any(numbers):
             raise _untraceable(error.error) from error.error
         try:  # numbers of Python that the step branches on, as Equinox's modules hold them
-            result = _traced(step, (leaves, tree, arrays, names), (batch_leaves, batch_tree, of_batch), params)
+            result = _traced((step, users), (leaves, tree, arrays, names), (batch_leaves, batch_tree, of_batch), params)
         except _Concrete as again:
             raise _untraceable(again.error) from again.error
         fixed = [name for name, number in zip(names, numbers, strict=True) if number]
@@ -99,9 +100,16 @@ _Side = tuple[list[Any], Any, list[bool], list[str]]
 
 
 def _traced(
-    step: Callable[..., Any], of_state: Any, of_batch: Any, params: Callable[[Any], Any] | None
+    steps: tuple[Callable[..., Any], Callable[..., Any]],
+    of_state: Any,
+    of_batch: Any,
+    params: Callable[[Any], Any] | None,
 ) -> tuple[Any, list[int], Any]:
-    """The program, the places of the parameters among all leaves of the state, and their tree of shapes."""
+    """The program, the places of the parameters among all leaves of the state, and their tree of shapes.
+
+    `steps` are the function to trace, and the user's step, which it calls.
+    """
+    step, users = steps
     leaves, tree, dynamic, names = of_state
     batch_leaves, batch_tree, batch_dynamic = of_batch
     count = sum(dynamic)
@@ -124,6 +132,7 @@ def _traced(
 
     avals = [leaf for leaf, moves in zip(leaves, dynamic, strict=True) if moves]
     avals += [leaf for leaf, moves in zip(batch_leaves, batch_dynamic, strict=True) if moves]
+    before = {} if purity.is_jitted(users) else purity.snapshot(users)
     try:
         closed: Any = jax.make_jaxpr(function)(*map(_shape, avals))
     except InputError:
@@ -136,7 +145,8 @@ def _traced(
         raise _Concrete(error) from error
     except Exception as error:  # whatever a stranger's step raises
         raise _untraceable(error) from error
-    _require_pure(step, closed, function, list(map(_shape, avals)))
+    if not purity.is_jitted(users):
+        _require_pure(users, before, closed, function, list(map(_shape, avals)))
     return closed, list(picked), shapes[0]
 
 
@@ -174,9 +184,19 @@ def user_line(error: BaseException) -> str | None:
     return line
 
 
-def _require_pure(step: Callable[..., Any], closed: Any, function: Callable[..., Any], avals: Sequence[Any]) -> None:
-    """Raise InputError if tracing a second time gives another program. A jitted step is not traced a second time."""
-    if hasattr(step, "lower") or count(closed.jaxpr) > _MOST_TWICE:
+def _require_pure(
+    step: Callable[..., Any],
+    before: purity.Snapshot,
+    closed: Any,
+    function: Callable[..., Any],
+    avals: Sequence[Any],
+) -> None:
+    """Raise InputError if tracing a step a second time gives another program, or changes what the step reads.
+
+    `before` is of the time before the first trace. What is changed once, as a cache is, is no fault.
+    """
+    between = purity.snapshot(step)
+    if count(closed.jaxpr) > _MOST_TWICE and purity.changed(before, between) is None:
         return
     try:
         again: Any = jax.make_jaxpr(lambda *inputs: function(*inputs))(*avals)  # another function: no cached trace
@@ -193,6 +213,12 @@ def _require_pure(step: Callable[..., Any], closed: Any, function: Callable[...,
         raise InputError(
             f"the step is not pure{at}: traced a second time it is another program (by a counter, or random numbers "
             "outside of JAX?); give all that it reads and writes in its state"
+        )
+    variable = purity.changed(between, purity.snapshot(step))
+    if variable is not None:
+        raise InputError(
+            f"the step is not pure: each call changes {variable}, so that the next one may be another program; keep it "
+            "in the state"
         )
 
 
