@@ -49,16 +49,20 @@ class MergeFlags(ComputeFlags):
         "the mean of all, or greedy: of those that help on the validation split",
         choices=("uniform", "greedy"),
     )
-    workdir: str | None = flag(None, "the run directory of what they are merged into; needed", place="new")
-    data_dir: str | None = flag(None, "where data sets are kept; default as the run has it", place="path")
-    manual_dir: str | None = flag(None, "where files put by hand are; default as the run has it", place="path")
+    workdir: str | None = flag(
+        None, "the run directory of what they are merged into; needed", place="new", role="local"
+    )
+    data_dir: str | None = flag(None, "where data sets are kept; default as the run has it", role="free", place="path")
+    manual_dir: str | None = flag(
+        None, "where files put by hand are; default as the run has it", role="free", place="path"
+    )
 
 
 class Member(NamedTuple):
     """A fit to merge."""
 
     result: Result
-    """As its run judges it (--verdict_of)."""
+    """As its run judges it."""
     folder: Path
     settings: Settings
     """Of its run."""
@@ -254,7 +258,7 @@ def _held_out(members: Sequence[Member], task: Any) -> np.ndarray:
     for member in members:
         recipe, name = member.settings.recipe, member.result.name
         if not recipe.validation:
-            raise InputError(f"--kind=greedy: fit '{name}' was trained without --validation: take --kind=uniform")
+            raise InputError(f"--kind=greedy: fit '{name}' was trained without a validation split: take --kind=uniform")
         streams = plan.streams(member.settings, member.result.seed)
         splits.append(plan.draw_examples(recipe, _budget(member, task), task, streams.draw)[1])
     for member, split in zip(members, splits, strict=True):

@@ -51,7 +51,7 @@ BAD = {
     ),
     "no validation": (
         lambda folder, tmp: merged([folder], tmp / "w", kind="greedy"),
-        "was trained without --validation: take --kind=uniform",
+        "was trained without a validation split: take --kind=uniform",
     ),
     "the run itself": (
         lambda folder, tmp: merged([folder], folder),

@@ -142,17 +142,34 @@ def _forward(how: _Window, x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, 
 
 
 def _backward(how: _Window, inputs: tuple[jax.Array, jax.Array], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return lax.platform_dependent(
-        *inputs, cotangent, cpu=functools.partial(_quick_gradients, how), default=functools.partial(_gradients, how)
+    """The two gradients apart, so that the one that nobody reads is not computed."""
+    x, kernel = inputs
+    by_image = lax.platform_dependent(
+        kernel,
+        cotangent,
+        cpu=functools.partial(_quick_by_image, how, x.shape),
+        default=functools.partial(_by_image, how, x),
     )
+    by_kernel = lax.platform_dependent(
+        x,
+        cotangent,
+        cpu=functools.partial(_quick_by_kernel, how, kernel.shape),
+        default=functools.partial(_by_kernel, how, kernel),
+    )
+    return by_image.astype(x.dtype), by_kernel.astype(kernel.dtype)
 
 
 _convolution.defvjp(_forward, _backward)
 
 
-def _gradients(how: _Window, x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The gradients that JAX derives."""
-    return jax.vjp(functools.partial(_convolved, how), x, kernel)[1](cotangent)
+def _by_image(how: _Window, x: jax.Array, kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """The gradient by the image as JAX derives it; of `x` the shape alone counts."""
+    return jax.linear_transpose(lambda x: _convolved(how, x, kernel), x)(cotangent)[0]
+
+
+def _by_kernel(how: _Window, kernel: jax.Array, x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """The gradient by the kernel as JAX derives it; of `kernel` the shape alone counts."""
+    return jax.linear_transpose(lambda kernel: _convolved(how, x, kernel), kernel)(cotangent)[0]
 
 
 def _quickly_convolved(
@@ -181,26 +198,29 @@ def _quickly_convolved(
     )
 
 
-def _quick_gradients(
-    how: _Window, x: jax.Array, kernel: jax.Array, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """The gradients by image and kernel, each a convolution of images [batch, *positions, channels].
+# Each gradient is a convolution of images [batch, *positions, channels]. What is transposed for it stands behind a
+# barrier, or XLA would take the transposition into the convolution.
 
-    That by the image goes over the cotangent, spread by the strides, with the reversed kernel; that by the kernel goes
-    over the image, whose examples are the channels, with the cotangent. Behind a barrier, or XLA would take the
-    transpositions into the convolutions.
-    """
+
+def _quick_by_image(how: _Window, shape: tuple[int, ...], kernel: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """The gradient by an image of this shape: the reversed kernel goes over the cotangent, spread by the strides."""
     spatial = range(kernel.ndim - 2)
     reach = [(kernel.shape[i] - 1) * how.dilation[i] for i in spatial]
     spread = [(cotangent.shape[i + 1] - 1) * how.strides[i] + 1 for i in spatial]
-    before = [how.pads[i][0] for i in spatial]
-    around_cotangent = tuple((reach[i] - before[i], x.shape[i + 1] + before[i] - spread[i]) for i in spatial)
-    around_image = tuple((before[i], spread[i] + reach[i] - x.shape[i + 1] - before[i]) for i in spatial)
+    pads = tuple((reach[i] - how.pads[i][0], shape[i + 1] + how.pads[i][0] - spread[i]) for i in spatial)
     turned = lax.optimization_barrier(jnp.swapaxes(lax.rev(kernel, tuple(spatial)), -1, -2))
-    of_image = how._replace(strides=(1,) * len(spatial), pads=around_cotangent, element_type=None)
-    by_image = _quickly_convolved(of_image, cotangent, turned.astype(cotangent.dtype), how.strides)
-    channels_first = lax.optimization_barrier(jnp.swapaxes(x, 0, -1)).astype(cotangent.dtype)
+    window = how._replace(strides=(1,) * len(spatial), pads=pads, element_type=None)
+    return _quickly_convolved(window, cotangent, turned.astype(cotangent.dtype), how.strides).astype(kernel.dtype)
+
+
+def _quick_by_kernel(how: _Window, shape: tuple[int, ...], x: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """The gradient by a kernel of this shape: the cotangent goes over the image, whose examples are the channels."""
+    spatial = range(len(shape) - 2)
+    reach = [(shape[i] - 1) * how.dilation[i] for i in spatial]
+    spread = [(cotangent.shape[i + 1] - 1) * how.strides[i] + 1 for i in spatial]
+    before = [how.pads[i][0] for i in spatial]
+    pads = tuple((before[i], spread[i] + reach[i] - x.shape[i + 1] - before[i]) for i in spatial)
+    image = lax.optimization_barrier(jnp.swapaxes(x, 0, -1)).astype(cotangent.dtype)
     as_kernel = lax.optimization_barrier(jnp.moveaxis(cotangent, 0, -2))
-    of_kernel = how._replace(strides=how.dilation, pads=around_image, dilation=how.strides, element_type=None)
-    by_kernel = _quickly_convolved(of_kernel, channels_first, as_kernel)
-    return by_image.astype(x.dtype), jnp.moveaxis(by_kernel, 0, -2).astype(kernel.dtype)
+    window = how._replace(strides=how.dilation, pads=pads, dilation=how.strides, element_type=None)
+    return jnp.moveaxis(_quickly_convolved(window, image, as_kernel), 0, -2).astype(x.dtype)
