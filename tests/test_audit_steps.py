@@ -416,3 +416,23 @@ def test_of_a_step_that_is_too_large_to_run_a_few_elements_refute(tx, monkeypatc
     monkeypatch.setattr(audit.numbers, "MOST_FLOPS", 0.0)
     finding = only(audit.step(step_of(tx), jax.eval_shape(lambda: begun(tx)), BATCH, MASK), "body", "frozen")
     assert finding.verdict == "refuted" and "by the operations on this leaf alone" in finding.detail
+
+
+def test_of_leaves_that_are_computed_alike_one_is_run_and_the_others_cite_it(monkeypatch):
+    monkeypatch.setattr(audit.numbers, "MOST_FLOPS", 0.0)
+    run, change = [], audit.elements.change
+    monkeypatch.setattr(audit.elements, "change", lambda *a: run.append(a[2]) or change(*a))
+    names, shape = ["a", "b", "c", "d", "e"], jax.ShapeDtypeStruct((3,), jnp.float32)
+    params = {**dict.fromkeys(names, shape), "head": shape}
+    mask = {path: path == "head" for path in params}
+    scale = {"a": 0.9, "b": 0.9, "c": 0.9, "d": 1.0, "e": 0.9}
+
+    @jax.jit
+    def step(params, batch):
+        gradients = jax.grad(lambda p: (sum(p.values()) * batch).sum())(params)
+        moved = {path: params[path] * scale[path] for path in names if path != "e"}
+        return {**moved, "e": jnp.sin(params["e"]), "head": params["head"] - gradients["head"]}
+
+    report = audit.step(step, params, shape, mask)
+    assert {finding.path for finding in report.of("frozen", "refuted")} == {"a", "b", "c", "e"} and len(run) == 2
+    assert "as 'a' does" in only(report, "b", "frozen").detail and "as 'a'" not in only(report, "e", "frozen").detail

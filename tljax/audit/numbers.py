@@ -32,10 +32,13 @@ class Shown(NamedTuple):
     """'compiled', 'eagerly' or 'eagerly and compiled'."""
     start: str
     """What the step was run on: 'from the state that was given' or 'from random parameters'."""
+    like: str = ""
+    """Of a leaf that is computed as another one is: the other one, whose numbers these are."""
 
     def __str__(self) -> str:
         place = f" at [{', '.join(map(str, self.element))}]" if self.element else ""
-        return f"{self.before:.6g} becomes {self.after:.6g}{place} in step {self.step}, {self.how}, {self.start}"
+        like = f"as '{self.like}' does, which is computed alike: " if self.like else ""
+        return f"{like}{self.before:.6g} becomes {self.after:.6g}{place} in step {self.step}, {self.how}, {self.start}"
 
 
 def fits(closed: Any) -> bool:

@@ -92,6 +92,8 @@ def _name(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
+_TRIED = 3
+"""The leaves of a kind that are tried, if the first of them shows nothing."""
 _STEP = 1 << 10
 """What a counter may grow by in a step."""
 
@@ -419,16 +421,41 @@ class _Audit:
             return {}
 
     def _shown_of_elements(self, moved: Mapping[int, Any]) -> dict[int, numbers.Shown]:
-        """Where a few elements show that they change."""
+        """Where a few elements show that they change: of one leaf of each kind, which the others of its kind cite."""
         scalars: dict[Any, Any] = {}
-        rows = {
-            place: elements.change(
-                *(self.traced.closed, self.traced.leaves, place, where),
-                *(self.by_place, self.size, self.labels, scalars),
-            )
-            for place, where in moved.items()
-        }
-        return {place: shown for place, shown in rows.items() if shown is not None}
+        kinds: dict[Any, list[int]] = {}
+        for place in moved:
+            kinds.setdefault(self._kind(place), []).append(place)
+        rows: dict[int, numbers.Shown] = {}
+        for places in kinds.values():
+            for place in places[:_TRIED]:
+                shown = elements.change(
+                    *(self.traced.closed, self.traced.leaves, place, moved[place]),
+                    *(self.by_place, self.size, self.labels, scalars),
+                )
+                if shown is not None:
+                    cited = shown._replace(like=self.by_place[place].path)
+                    rows |= {**dict.fromkeys(places, cited), place: shown}
+                    break
+        return rows
+
+    def _kind(self, place: int) -> tuple[Any, ...]:
+        """What the new values of leaves share that are computed alike: the shape, the operation and its line, and on
+        what they depend of their own and besides."""
+        leaf, aval = self.by_place[place], self.avals[place]
+        piece = self._worst(leaf)
+        assert piece is not None
+        own = [1 << (2 * place), 2 << (2 * place), *self.gradient[leaf.number], self.perhaps[leaf.number]]
+        rest = piece.depends & ~(self._gradients() | sum(self.perhaps.values()))
+        for other, owner in [*self.owner.items(), *self.by_place.items()]:
+            if owner is not None:  # what leaves own is told by whose it is
+                rest &= ~(3 << (2 * other))
+                if owner is leaf and other != place:
+                    own.append(3 << (2 * other))
+        name = piece.equation.primitive.name if piece.equation is not None else place
+        mine = tuple(bool(piece.depends & bits) for bits in own)
+        alone = place if leaf.partly else None  # its elements are its own
+        return aval.shape, aval.dtype, name, program.line_of(piece.equation), mine, rest, alone
 
     def _begun(self, params: Sequence[Any]) -> list[Any]:
         """The leaves of an optimizer's state on numbers for its parameters."""
