@@ -78,7 +78,8 @@ def test_a_proof_in_a_lower_grade_than_asked_fails(grade, frozen):
         if grades.index(grade) <= grades.index(at_least):
             audit.frozen(*call, at_least=at_least, leaks=True)
         else:
-            assert f"proved  frozen  body/bias    {grade}:" in table(*call, at_least=at_least, leaks=True)
+            text = table(*call, at_least=at_least, leaks=True)
+            assert f"proved  frozen  body/bias    {grade}:" in text and f"that is less than '{at_least}'" in text
 
 
 def through_the_host(params, gradients):

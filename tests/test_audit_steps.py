@@ -436,3 +436,39 @@ def test_of_leaves_that_are_computed_alike_one_is_run_and_the_others_cite_it(mon
     report = audit.step(step, params, shape, mask)
     assert {finding.path for finding in report.of("frozen", "refuted")} == {"a", "b", "c", "e"} and len(run) == 2
     assert "as 'a' does" in only(report, "b", "frozen").detail and "as 'a'" not in only(report, "e", "frozen").detail
+
+
+ROWS = {
+    "no elements": (jnp.zeros((0, 3)), lambda a: a + 1, "identical", "no elements"),
+    "complex": (jnp.full(2, 1 + 2j), lambda a: a * 2, "changed", "1+2j becomes 2+4j"),
+    "a little": (jnp.full(2, 12345.0), lambda a: a + 0.002, "changed", "12345 becomes 12345.002"),
+    "decay": (jnp.ones(2), lambda a: a - 0.1 * a, "changed", "itself alone, as decay does: 1 becomes 0.9"),
+    "no decay": (jnp.ones(2), lambda a: jnp.sin(a), "changed", "'sin' gives a value that depends on itself alone: 1 "),
+    "plus 0": (jnp.ones(2), lambda a: a + 0.0, "equal", "flush subnormals"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.filterwarnings("error")
+def test_the_row_of_a_frozen_leaf_says_what_became_of_it(name):
+    leaf, change, grade, words = ROWS[name]
+
+    @jax.jit
+    def step(params, batch):
+        return {"leaf": change(params["leaf"]), "head": params["head"] - batch}
+
+    report = audit.step(step, {"leaf": leaf, "head": jnp.ones(2)}, jnp.ones(2), {"leaf": False, "head": True})
+    finding = only(report, "leaf", "frozen")
+    assert finding.grade == grade and words in finding.detail
+
+
+def test_what_is_idle_stands_before_what_is_well_and_costs_break_nothing():
+    tx = optax.chain(optax.adam(0.1), OUTSIDE)
+    report = audit.step(step_of(tx), begun(tx), BATCH, MASK)
+    rows = [line.split()[:2] for line in report.table().splitlines()[1:]]
+    assert (
+        ["refuted", "state"] in rows and not report.broken and "costs 96 bytes" in only(report, "body", "state").detail
+    )
+    idle = audit.Finding("body", "idle", "proved", "0")
+    first = audit.Report("step", (*report.of("frozen"), idle)).table().splitlines()[1]
+    assert first.split()[:2] == ["proved", "idle"]

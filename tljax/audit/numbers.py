@@ -26,8 +26,8 @@ class Shown(NamedTuple):
 
     step: int
     element: tuple[int, ...]
-    before: float
-    after: float
+    before: float | complex
+    after: float | complex
     how: str
     """'compiled', 'eagerly' or 'eagerly and compiled'."""
     start: str
@@ -37,8 +37,13 @@ class Shown(NamedTuple):
 
     def __str__(self) -> str:
         place = f" at [{', '.join(map(str, self.element))}]" if self.element else ""
+        digits = (f"{{:.{count}g}}" for count in range(6, 18))
+        before, after = next(
+            ((a, b) for a, b in (map(text.format, (self.before, self.after)) for text in digits) if a != b),
+            (repr(self.before), repr(self.after)),
+        )
         like = f"as '{self.like}' does, which is computed alike: " if self.like else ""
-        return f"{like}{self.before:.6g} becomes {self.after:.6g}{place} in step {self.step}, {self.how}, {self.start}"
+        return f"{like}{before} becomes {after}{place} in step {self.step}, {self.how}, {self.start}"
 
 
 def fits(closed: Any) -> bool:
@@ -117,7 +122,7 @@ def sample(leaves: Sequence[Any], params: Sequence[int], state: int, *, everythi
     return numbers
 
 
-def first_difference(before: Any, after: Any, where: Any) -> tuple[tuple[int, ...], float, float] | None:
+def first_difference(before: Any, after: Any, where: Any) -> tuple[tuple[int, ...], Any, Any] | None:
     """The first element, of those that `where` chooses, that differs: (its index, before, after)."""
     if jax.dtypes.issubdtype(jnp.asarray(before).dtype, jax.dtypes.extended):
         before, after = jax.random.key_data(before), jax.random.key_data(after)
@@ -127,7 +132,8 @@ def first_difference(before: Any, after: Any, where: Any) -> tuple[tuple[int, ..
     if not differs.any():
         return None
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(differs)), a.shape))
-    return index, float(a[index]), float(b[index])
+    number = complex if np.iscomplexobj(a) or np.iscomplexobj(b) else float
+    return index, number(a[index]), number(b[index])
 
 
 def eagerly(closed: Any, inputs: Sequence[Any], output: int) -> Any:

@@ -83,6 +83,8 @@ class Piece(NamedTuple):
     least: float | None = None
     """The least number that the elements may be if they are not NaN, where no bounds are known."""
     guard: Guard | None = None
+    scaled: int | None = None
+    """The symbol whose elements, in their places, these are but for a constant factor."""
 
 
 class Value(NamedTuple):
@@ -231,7 +233,11 @@ def tidy(pieces: Sequence[Piece], selector: np.ndarray | None, watched: int) -> 
             least = _lowest((known, piece)) if bounds is None else None
             guard = known.guard if known.guard == piece.guard else None
             merged[number] = known._replace(
-                depends=known.depends | piece.depends, bounds=bounds, least=least, guard=guard
+                depends=known.depends | piece.depends,
+                bounds=bounds,
+                least=least,
+                guard=guard,
+                scaled=known.scaled if known.scaled == piece.scaled else None,
             )
         numbers.append(number)
     if len(merged) == 1:
@@ -673,9 +679,23 @@ def _computed(reader: _Reader, equation: Any, pieces: Sequence[Piece]) -> Piece:
     if bounds is not None and bounds[0] == bounds[1] and equation.outvars[0].aval.dtype == np.bool_:
         return Piece(CONSTANT, constant=np.bool_(bounds[0]))
     least = _computed_least(equation, pieces) if bounds is None else None
-    piece = Piece(UNKNOWN, depends=depends, equation=equation, bounds=bounds, least=least)
+    scaled = _scaled(equation.primitive.name, pieces)
+    piece = Piece(UNKNOWN, depends=depends, equation=equation, bounds=bounds, least=least, scaled=scaled)
     answer = _answer(equation, pieces)
     return reader.numbered(piece, equation) if answer is None else piece._replace(guard=answer)
+
+
+def _scaled(name: str, pieces: Sequence[Piece]) -> int | None:
+    """The symbol that an element is a constant multiple of, if the operands show it."""
+    symbols = [piece.content if piece.content >= 0 and piece.places is None else piece.scaled for piece in pieces]
+    constant = [not piece.depends and piece.content < 0 for piece in pieces]
+    if name in ("neg", "convert_element_type"):
+        return symbols[0]
+    if name in ("add", "add_any", "sub"):
+        return symbols[0] if symbols[0] == symbols[1] else None
+    if name == "mul" or (name == "div" and constant[1]):
+        return symbols[0] if constant[1] else symbols[1] if constant[0] else None
+    return None
 
 
 def _of_operands(reader: _Reader, equation: Any, *pieces: Piece) -> Piece:

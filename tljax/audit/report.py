@@ -1,7 +1,7 @@
 """What an audit says: a claim about each leaf, a verdict, and the line of the user's program that decides it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Verdict = Literal["proved", "refuted", "not decided"]
@@ -9,7 +9,8 @@ Grade = Literal["identical", "equal", "equal if finite", "changed"]
 Claim = Literal["frozen", "trains", "unseen", "state", "rate", "idle", "restored"]
 
 GRADES: tuple[Grade, ...] = ("identical", "equal", "equal if finite", "changed")
-"""From the strongest on: the same variable; equal up to the sign of a zero and a NaN's payload; equal if what is
+"""From the strongest on: the same variable; equal up to the sign of a zero and a NaN's payload (a compiler may
+flush subnormal numbers to 0 there); equal if what is
 multiplied by 0 is finite; another value."""
 
 CLAIMS: dict[Claim, str] = {
@@ -66,19 +67,29 @@ class Report:
         return self.of(verdict="refuted")
 
     @property
+    def broken(self) -> tuple[Finding, ...]:
+        """The refuted findings that break what a mask promises: all but those of `state`, which say what is paid.
+
+        >>> held = Finding("body", "state", "refuted", "costs 8 bytes"), Finding("body", "frozen", "refuted", "moves")
+        >>> [finding.claim for finding in Report("step", held).broken]
+        ['frozen']
+        """
+        return tuple(finding for finding in self.refuted if finding.claim != "state")
+
+    @property
     def undecided(self) -> tuple[Finding, ...]:
         """The findings that were not decided."""
         return self.of(verdict="not decided")
 
     def table(self) -> str:
-        """The findings as text, the refuted ones first, a row each.
+        """The findings as text, a row each: the refuted ones first, and before what is well what is idle.
 
         >>> print(Report("step", (Finding("head/bias", "trains", "proved", "depends on the batch"),)).table())
         step: 1 proved, 0 refuted, 0 not decided
         proved  trains  head/bias  depends on the batch
         """
         order: tuple[Verdict, ...] = ("refuted", "not decided", "proved")
-        ranked = sorted(self.findings, key=lambda finding: order.index(finding.verdict))
+        ranked = sorted(self.findings, key=lambda finding: (order.index(finding.verdict), finding.claim != "idle"))
         counts = [f"{len(self.of(verdict=verdict))} {verdict}" for verdict in ("proved", "refuted", "not decided")]
         head = f"{self.subject}: {', '.join(counts)}"
         rows = [(finding.verdict, finding.claim, finding.path, _text(finding)) for finding in ranked]
@@ -93,12 +104,14 @@ def broken(report: Report, claims: Iterable[Claim], at_least: Grade = "changed")
     [1, 0]
     """
     claims = tuple(claims)
-    return tuple(
-        finding
-        for finding in report.findings
-        if finding.claim in claims
-        and (finding.verdict != "proved" or (finding.grade and GRADES.index(finding.grade) > GRADES.index(at_least)))
-    )
+    rows = []
+    for finding in report.findings:
+        low = finding.grade is not None and GRADES.index(finding.grade) > GRADES.index(at_least)
+        if finding.claim in claims and finding.verdict != "proved":
+            rows.append(finding)
+        elif finding.claim in claims and low:
+            rows.append(replace(finding, detail=f"{finding.detail}; that is less than '{at_least}', as is asked for"))
+    return tuple(rows)
 
 
 def _text(finding: Finding) -> str:

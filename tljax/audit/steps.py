@@ -483,6 +483,8 @@ class _Audit:
 
     def _worst(self, leaf: _Leaf) -> Piece | None:
         """A piece of a frozen leaf that is not what it was, if there is one."""
+        if not self.avals[leaf.place].size:
+            return None
         for number, piece in self.pieces(leaf.place, leaf.frozen):
             if not self.keeps(leaf, number, piece):
                 return piece
@@ -493,13 +495,13 @@ class _Audit:
         worst = self._worst(leaf)
         if worst is None:
             pieces = [piece for _, piece in self.pieces(leaf.place, leaf.frozen)]
-            grade = max(piece.grade for piece in pieces)
+            grade = max(piece.grade for piece in pieces) if self.avals[leaf.place].size else program.IDENTICAL
             condition = frozenset().union(*(piece.condition for piece in pieces))
             return Finding(
                 leaf.path,
                 "frozen",
                 "proved",
-                _KEPT[grade] + _of_elements(leaf.frozen),
+                (_KEPT[grade] if self.avals[leaf.place].size else "it has no elements") + _of_elements(leaf.frozen),
                 grade=GRADES[grade],
                 condition=f"if {' and '.join(sorted(condition))}" if condition else None,
             )
@@ -531,10 +533,11 @@ class _Audit:
             name = self.traced.paths[piece.content] if piece.content < self.size else "the batch"
             return f"it is given the value of '{name}'"
         operation = f"'{piece.equation.primitive.name}'" if piece.equation is not None else "an operation"
-        return f"{operation} gives a value that {self.depends(leaf, piece.depends)}"
+        return f"{operation} gives a value that {self.depends(leaf, piece)}"
 
-    def depends(self, leaf: _Leaf, bits: int) -> str:
+    def depends(self, leaf: _Leaf, piece: Piece) -> str:
         """What a new value depends on, in words."""
+        bits = piece.depends
         mine = self.gradient[leaf.number]
         names = []
         if bits >> (2 * leaf.place) & 3:
@@ -552,7 +555,7 @@ class _Audit:
             names.append("the batch")
         if not names:
             return "depends on nothing of the state"
-        alone = " alone, as decay does" if names == ["itself"] else ""
+        alone = "" if names != ["itself"] else " alone, as decay does" if piece.scaled == leaf.place else " alone"
         return f"depends on {', '.join(names)}{alone}"
 
     def _reach(self) -> dict[int, int]:
@@ -760,13 +763,15 @@ class _Audit:
         if not places:
             return Finding(leaf.path, "state", "proved", "0 bytes")
         size = sum(math.prod(self.avals[place].shape) * self.avals[place].dtype.itemsize for place in places)
-        detail = f"{size:,} bytes: {paths.some([self.traced.paths[place] for place in places], 2)}"
+        detail = (
+            f"costs {size:,} bytes, and moves nothing: {paths.some([self.traced.paths[place] for place in places], 2)}"
+        )
         return Finding(leaf.path, "state", "refuted", detail)
 
 
 _KEPT = (
     "its new value is its old one",
-    "its new value is its old one after an operation with a neutral number",
+    "its new value is its old one after an operation with a neutral number (a compiler may flush subnormals to 0)",
     "its new value is its old one, if what is multiplied by 0 is finite",
 )
 
