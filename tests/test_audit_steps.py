@@ -264,6 +264,33 @@ def test_dead_leaves_by_structure_and_not_by_numbers():
     assert only(report, "w", "frozen").grade == "identical"
 
 
+@pytest.mark.parametrize("make", [optax.adam, optax.sgd])
+@pytest.mark.parametrize("zero", [("a", "b"), ("b",)])
+def test_factors_that_are_both_zero_never_train(make, zero):
+    mask = {"w": False, "a": True, "b": True}
+    tx = optimizer.masked(optax.chain(optax.clip_by_global_norm(1.0), make(0.1)), mask)
+
+    @jax.jit
+    def step(state, batch):
+        params, opt_state = state
+        gradients = jax.grad(lambda p: jnp.square(batch @ p["w"] + batch @ p["a"] @ p["b"] - 1).mean())(params)
+        updates, opt_state = tx.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    shapes = {"w": (3, 4), "a": (3, 2), "b": (2, 4)}
+    params = {path: jnp.full(shape, 0.0 if path in zero else 0.5) for path, shape in shapes.items()}
+    after = state = params, tx.init(params)
+    for _ in range(3):
+        after = step(after, BATCH)
+    stuck = {path for path in ("a", "b") if np.array_equal(after[0][path], params[path])}
+    report = audit.step(step, state, BATCH, mask)
+    assert (
+        {finding.path for finding in report.of("trains", "refuted")} == stuck == (set(zero) if len(zero) > 1 else set())
+    )
+    assert not stuck or "stays 0 in every step, as 'b' does" in only(report, "a", "trains").detail
+    assert not audit.step(step, jax.eval_shape(lambda: state), BATCH, mask).of("trains", "refuted")
+
+
 def test_a_gradient_kept_in_the_state_leaks_in_a_later_step():
     def step(state, batch):
         gradients = jax.grad(loss)(state["params"], batch)

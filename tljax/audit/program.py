@@ -907,7 +907,7 @@ def _answer(equation: Any, pieces: Sequence[Piece]) -> Guard | None:
 def _pow(reader: _Reader, equation: Any, a: Piece, b: Piece) -> Piece:
     if is_zero(a) and b.content == CONSTANT and b.grade == IDENTICAL and b.constant > 0:
         return _weaker(a, b, grade=EQUAL)
-    if b.content == CONSTANT and b.grade == IDENTICAL and b.constant == 1 and a.content != UNKNOWN:
+    if b.content == CONSTANT and b.grade == IDENTICAL and b.constant == 1 and a.content >= 0:
         return _weaker(a, b, grade=EQUAL_IF_FINITE)
     return _computed(reader, equation, (a, b))
 
@@ -1066,7 +1066,7 @@ def _select(reader: _Reader, equation: Any, values: list[Value], path: tuple[int
         return [folded]
 
     def function(which: Piece, *cases: Piece) -> Piece:
-        if which.content == CONSTANT and which.grade == IDENTICAL:
+        if which.content == CONSTANT and (which.grade == IDENTICAL or cases[int(which.constant)].content != UNKNOWN):
             return _weaker(cases[int(which.constant)], which)
         return _chosen(reader, equation, which, cases)
 

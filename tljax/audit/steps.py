@@ -266,10 +266,11 @@ class _Audit:
             self.traced.closed, self.inputs(assumed), names=names, labels=self.labels, watched=watched, cut=cut
         )
 
-    def invariant(self, assumed: "_Assumed") -> tuple[program.Reading, "_Assumed"]:
+    def invariant(self, assumed: "_Assumed", wanted: Sequence[int] = ()) -> tuple[program.Reading, "_Assumed"]:
         """The reading under all that the step keeps, of what holds of the state with which it begins.
 
-        Assume all, drop what the step does not give again, and repeat (Flanagan and Leino 2001, "Houdini").
+        Assume all, drop what the step does not give again, and repeat (Flanagan and Leino 2001, "Houdini"). If zeros
+        are `wanted` of some leaves, nothing more is asked once none of them is kept.
         """
         while True:
             reading = self.read(assumed)
@@ -287,6 +288,8 @@ class _Audit:
             ):
                 return reading, assumed
             assumed = kept
+            if wanted and not any(place in kept.zeros for place in wanted):
+                return reading, assumed
 
     def _still_zero(self, value: Value, where: Any, shape: Sequence[int]) -> tuple[Any, int]:
         """Where the elements that `where` chooses are 0 in the next state, and how surely."""
@@ -343,6 +346,25 @@ class _Audit:
                     assumed.bounds[place] = (min(number, 0.0) - 1, max(number, 0.0) + 1)
         return assumed
 
+    def zero_for_good(self) -> list[_Leaf]:
+        """The leaves that train, are 0 in the state that is given, and are kept 0 by every step."""
+        arrays = {leaf.place: self.traced.leaves[leaf.place] for leaf in self.leaves if leaf.trains is True}
+        zeros = [
+            place
+            for place, array in arrays.items()
+            if self.init is None
+            and not isinstance(array, jax.ShapeDtypeStruct)
+            and jax.dtypes.issubdtype(self.avals[place].dtype, np.inexact)
+            and self.avals[place].size
+            and _where_zero(array) is True
+        ]
+        if not zeros:
+            return []
+        given = self.given()
+        given.zeros.update({place: (True, program.EQUAL) for place in zeros})
+        _, kept = self.invariant(given, zeros)
+        return [self.by_place[place] for place in zeros if place in kept.zeros and kept.zeros[place][0] is True]
+
     # Deciding.
 
     def report(self) -> Report:
@@ -358,6 +380,7 @@ class _Audit:
         self.reach = self._reach()
         self.followed = self._followed()
         self.unexplained = self._unexplained()
+        self.stuck = self.zero_for_good()
         findings = []
         moved: dict[int, Any] = {}
         for leaf in self.leaves:
@@ -547,6 +570,11 @@ class _Audit:
             for number, piece in rows
             if not (piece.depends | self._through(piece.depends, self.reach)) & wanted
         ]
+        if not dead and leaf in self.stuck:
+            others = [other.path for other in self.stuck if other is not leaf]
+            beside = f", as {paths.some(others, 2)} {'does' if len(others) == 1 else 'do'}" if others else ""
+            detail = f"it is 0 in the state that was given, and stays 0 in every step{beside}"
+            return Finding(leaf.path, "trains", "refuted", detail, source=program.line_of(rows[0][1].equation))
         if not dead:
             return Finding(leaf.path, "trains", "proved", f"depends on {what}{_of_elements(leaf.trains)}")
         number, piece = dead[0]
