@@ -265,7 +265,7 @@ def _held_out(members: Sequence[Member], task: Any) -> np.ndarray:
         if not np.array_equal(np.sort(split), np.sort(splits[0])):
             raise InputError(
                 f"--kind=greedy: '{members[0].result.name}' and '{member.result.name}' hold out other examples: choose "
-                "fits of one seed and budget, or train them under one --draw_seed"
+                "fits of one seed and budget, or train them by experiments.transfer with one --draw_seed"
             )
     return splits[0]
 

@@ -139,6 +139,7 @@ def test_a_fault_fails_its_check_alone(strategy, name, reason):
     assert reason in next(check.detail for check in checks if check.name == name)
 
 
+@pytest.mark.slow
 def test_a_strategy_that_says_it_looks_at_data_is_excused_from_shapes():
     checks = check_strategy(Method(by_value, data_driven=True))
     assert not failed(checks)
@@ -184,6 +185,7 @@ def test_a_merge_that_loses_something_is_found():
     assert failed(check_strategy(method)) == {"adapt and merge keep the outputs"}
 
 
+@pytest.mark.slow
 def test_an_adapt_that_moves_the_start_is_found():
     from tljax.strategies import lora
 

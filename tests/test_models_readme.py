@@ -29,7 +29,7 @@ def there(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", NAMES[:3])
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "vit.py" else ()) for n in NAMES[:3]])
 def test_the_file_is_a_model(name, there):
     model = models.build(f"{there / name}:model:width=8", 3, hidden=(), activation="relu")
     params = models.init(model, jax.random.key(0), (14, 14, 1))

@@ -201,7 +201,7 @@ CASES = {
     "hft": (hft, {"every": 9}, plain_hft),
     "autofreeze": (autofreeze, {"every": 8, "percentile": 60}, plain_autofreeze),
 }
-FAST = ("lisa", "spiel")
+FAST = ("gmt",)
 
 
 def schedule_of(name: str, params: Any) -> MaskSchedule:
