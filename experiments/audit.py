@@ -131,12 +131,12 @@ def _of_step(text: str) -> "Report":
     what = f"step '{text}'"
     try:
         with switches.guarded(what):
-            made = make(**options)
+            returned = make(**options)
     except InputError:
         raise
     except (Exception, SystemExit) as error:
         raise InputError(f"{what}: {_called(make)}() fails: {plugins.describe(error, make)}") from error
-    arguments = _arguments(what, _called(make), made)
+    arguments = _arguments(what, _called(make), returned)
     try:
         report = audit.step(**arguments)
     except InputError as error:
@@ -158,14 +158,18 @@ def _called(make: Callable[..., Any]) -> str:
     return str(getattr(make, "__name__", "make"))
 
 
-def _arguments(what: str, name: str, made: Any) -> dict[str, Any]:
+def _arguments(what: str, name: str, returned: Any) -> dict[str, Any]:
     """The arguments of `audit.step` of what a function returned. Raises InputError where they are none."""
-    if isinstance(made, Mapping):
-        arguments = dict(made)
-    elif isinstance(made, tuple) and len(_NEEDED) <= len(made) <= len(ARGUMENTS):
-        arguments = dict(zip(ARGUMENTS, made, strict=False))
+    if isinstance(returned, Mapping):
+        arguments = dict(returned)
+    elif isinstance(returned, tuple) and len(_NEEDED) <= len(returned) <= len(ARGUMENTS):
+        arguments = dict(zip(ARGUMENTS, returned, strict=False))
     else:
-        kind = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"something of the type {type(made).__name__}"
+        kind = (
+            f"a tuple of {len(returned)}"
+            if isinstance(returned, tuple)
+            else f"something of the type {type(returned).__name__}"
+        )
         raise InputError(f"{what}: {name}() returns {kind}: return (step, state, batch, mask), or a mapping of these")
     if missing := [key for key in _NEEDED if key not in arguments]:
         raise InputError(f"{what}: {name}() returns no {paths.some(missing)}: it is to return {', '.join(ARGUMENTS)}")

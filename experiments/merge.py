@@ -188,9 +188,9 @@ def _settings_of_result(first: Member, options: MergeFlags) -> Settings:
         verdict_of="last",
         workdir=options.workdir,
     )
-    given = {name: getattr(options, name) for name in ("data_dir", "manual_dir") if getattr(options, name)}
+    folders = {name: getattr(options, name) for name in ("data_dir", "manual_dir") if getattr(options, name)}
     compute = {name: value for name, value in vars(options).items() if name in vars(ComputeFlags())}
-    return replace(settings, **given, **compute)
+    return replace(settings, **folders, **compute)
 
 
 def _budget(member: Member, task: Any) -> str:

@@ -195,11 +195,7 @@ def _refuse_copies(loaded: Mapping[str, LoadedSource]) -> None:
 
 def _source_score(card: Card) -> str:
     """How good a source is at its own task: its accuracy in %, or another metric with its name."""
-    if card.accuracy is None:
-        return "-"
-    if card.metric == units.ACCURACY:
-        return units.shown(card.metric, card.accuracy)
-    return f"{units.with_unit(card.metric, card.accuracy)} ({units.spoken(card.metric)})"
+    return "-" if card.accuracy is None else units.of_source(card.metric, card.accuracy)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -171,11 +171,7 @@ def _source_score(card: Mapping[str, Any]) -> str:
     """How good a source is at its own task: its accuracy in %, or another metric with its name."""
     metric = units.from_record(card.get("metric"))
     value = card["accuracy"] if metric == units.ACCURACY else card["score"]
-    if value is None:
-        return "diverged"
-    if metric == units.ACCURACY:
-        return units.shown(metric, value)
-    return f"{units.with_unit(metric, value)} ({units.spoken(metric)})"
+    return "diverged" if value is None else units.of_source(metric, value)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -93,13 +93,14 @@ def conv_general_dilated(
     return _convolution(how, lhs, rhs)
 
 
-def _convolved(how: _Window, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """JAX's convolution."""
+def _convolved(how: _Window, x: jax.Array, kernel: jax.Array, spread: Sequence[int] | None = None) -> jax.Array:
+    """JAX's convolution of an image with `spread - 1` zeros between its positions."""
     return lax.conv_general_dilated(
         x,
         kernel,
         how.strides,
         how.pads,
+        lhs_dilation=spread,
         rhs_dilation=how.dilation,
         dimension_numbers=how.dimensions,
         precision=how.precision,
@@ -175,27 +176,17 @@ def _by_kernel(how: _Window, kernel: jax.Array, x: jax.Array, cotangent: jax.Arr
 def _quickly_convolved(
     how: _Window, image: jax.Array, kernel: jax.Array, spread: Sequence[int] | None = None
 ) -> jax.Array:
-    """The convolution of an image with `spread - 1` zeros between its positions.
+    """The same, of axes in the quick form, which XLA is kept from changing.
 
     XLA exchanges image and kernel where the window has more positions than the image, and the orders of their axes
     with them. So such an image is padded before, behind a barrier.
     """
-    spread, pads = spread or (1,) * len(how.strides), how.pads
     if math.prod(image.shape[1:-1]) < math.prod(kernel.shape[:-2]):
-        around = [(*pad, step - 1) for pad, step in zip(pads, spread, strict=True)]
-        image = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *around, (0, 0, 0)])
-        image, pads, spread = lax.optimization_barrier(image), ((0, 0),) * len(pads), (1,) * len(pads)
-    return lax.conv_general_dilated(
-        image,
-        kernel,
-        how.strides,
-        pads,
-        lhs_dilation=spread,
-        rhs_dilation=how.dilation,
-        dimension_numbers=how.dimensions,
-        precision=how.precision,
-        preferred_element_type=how.element_type,
-    )
+        steps = spread or (1,) * len(how.pads)
+        around = [(*pad, step - 1) for pad, step in zip(how.pads, steps, strict=True)]
+        padded = lax.pad(image, jnp.zeros((), image.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+        image, spread, how = lax.optimization_barrier(padded), None, how._replace(pads=((0, 0),) * len(how.pads))
+    return _convolved(how, image, kernel, spread)
 
 
 # Each gradient is a convolution of images [batch, *positions, channels]. What is transposed for it stands behind a

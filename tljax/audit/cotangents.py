@@ -454,7 +454,7 @@ def _roles_of_class(
     candidates = list(sites.get(shape, []))
     if any("vmap" in part.producer.context.transforms for part in parts):
         candidates += [site for other, more in sites.items() if _is_mapped(other, shape) for site in more]
-    found: dict[int, _Site] = {}
+    site_of: dict[int, _Site] = {}
     close: list[_Site] = []
     for among in (
         [site for site in candidates if not site.equation.context.recomputed],
@@ -464,13 +464,15 @@ def _roles_of_class(
         custom = [site for site in among if frames.of(site.equation)[: len(stack)] == stack]
         lines = {frames.of(site.equation) for site in exact or custom}
         close += exact or custom
-        found = _paired(walk, parts, exact or custom, ordered=len(lines) == 1) | found
+        site_of = _paired(walk, parts, exact or custom, ordered=len(lines) == 1) | site_of
     if not close and len({_sources(site) for site in candidates}) == 1:
-        found = {part.value.number: candidates[0] for part in parts}
+        site_of = {part.value.number: candidates[0] for part in parts}
     everything = [site for more in sites.values() for site in more]
     unknown = _Role(0, _role_of_sites(walk, close or candidates or everything).derived)
     return {
-        part.value.number: _role_of_sites(walk, [found[part.value.number]]) if part.value.number in found else unknown
+        part.value.number: _role_of_sites(walk, [site_of[part.value.number]])
+        if part.value.number in site_of
+        else unknown
         for part in parts
     }
 
@@ -502,20 +504,20 @@ def _paired(walk: _Walk, parts: Sequence[_Part], sites: Sequence[_Site], ordered
     """The site of each of some terms, as far as it is certain; keys are the numbers of their values."""
     if len({_sources(site) for site in sites}) == 1:
         return {part.value.number: sites[0] for part in parts}
-    found: dict[int, _Site] = {}
+    site_of: dict[int, _Site] = {}
     for part in parts:
         in_scope = [site for site in sites if _module(site.equation) == _module(part.producer)]
         left = _by_factor(part, in_scope or list(sites))
         if len({_sources(site) for site in left}) == 1:
-            found[part.value.number] = left[0]
-    if not ordered or len(found) == len(parts):
-        return found
+            site_of[part.value.number] = left[0]
+    if not ordered or len(site_of) == len(parts):
+        return site_of
     of_leaves = [site for site in sites if any(walk.role(value).derived for value in site.sources)]
     for among in (list(sites), _without_repeats(sites), of_leaves, _without_repeats(of_leaves)):
         in_order = _in_order(parts, among, walk.backward)
-        if in_order and all(_sources(in_order[number]) == _sources(site) for number, site in found.items()):
+        if in_order and all(_sources(in_order[number]) == _sources(site) for number, site in site_of.items()):
             return in_order
-    return found
+    return site_of
 
 
 def _by_factor(part: _Part, sites: list[_Site]) -> list[_Site]:

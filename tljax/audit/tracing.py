@@ -96,9 +96,6 @@ class _Concrete(Exception):
         self.error = error
 
 
-_Side = tuple[list[Any], Any, list[bool], list[str]]
-
-
 def _traced(
     steps: tuple[Callable[..., Any], Callable[..., Any]],
     of_state: Any,

@@ -106,10 +106,10 @@ def _instance(module: nnx.Module | Callable[..., nnx.Module], key: jax.Array) ->
     # The signature of a class is that of its metaclass, (*args, **kwargs).
     function = vars(module).get("__init__", module) if isinstance(module, type) else module
     takes_rngs = "rngs" in inspect.signature(function).parameters
-    made = module(rngs=nnx.Rngs(key)) if takes_rngs else module()
-    if not isinstance(made, nnx.Module):
-        raise InputError(f"a stage is of an nnx.Module, not of {type(made).__name__}: give one, or what makes one")
-    return made
+    instance = module(rngs=nnx.Rngs(key)) if takes_rngs else module()
+    if not isinstance(instance, nnx.Module):
+        raise InputError(f"a stage is of an nnx.Module, not of {type(instance).__name__}: give one, or what makes one")
+    return instance
 
 
 def _values(state: Any) -> Params:

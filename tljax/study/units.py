@@ -95,6 +95,15 @@ def with_unit(metric: Metric, value: float) -> str:
     return " ".join(filter(None, (shown(metric, value), metric.unit)))
 
 
+def of_source(metric: Metric, value: float) -> str:
+    """A source's score at its own task, in a table headed with accuracy: other metrics have their unit and name.
+
+    >>> of_source(ACCURACY, 0.5), of_source(Metric("mae", "years", False), 1.5)
+    ('50.00', '1.5000 years (mae)')
+    """
+    return shown(metric, value) if metric == ACCURACY else f"{with_unit(metric, value)} ({spoken(metric)})"
+
+
 def of_differences(metric: Metric) -> str:
     """The unit of differences; "" where there is none.
 
