@@ -393,7 +393,8 @@ class _Reader:
 
     def numbered(self, piece: Piece, equation: Any) -> Piece:
         """What an equation computes, with a number of its own where it is a single one."""
-        if len(equation.outvars) > 1 or equation.outvars[0].aval.shape or not _float(equation.outvars[0].aval.dtype):
+        output = equation.outvars[0].aval if len(equation.outvars) == 1 else None
+        if output is None or output.shape or not _float(output.dtype):
             return piece
         return piece._replace(guard=Guard(next(self.guards)))
 
