@@ -72,11 +72,16 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Let reports have empty pictures, until the patch is undone."""
+    patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
+    patch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
+
+
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
     """Reports without drawing their pictures, which takes longer than the runs of these tests; test_report.py draws."""
-    monkeypatch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
-    monkeypatch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
+    leave_out_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="session")
