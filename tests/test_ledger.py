@@ -95,7 +95,7 @@ def test_lines_that_were_altered_are_refused_by_their_number(tmp_path, damage):
             book.add(look())
     file.write_bytes(b"".join(damage(file.read_bytes().splitlines(keepends=True))))
     before = file.read_bytes()
-    with pytest.raises(InputError, match="line [1-3] is (no line|not as)"), ledger.opened(file):
+    with pytest.raises(InputError, match=r"line [1-3] is (no line|not as)"), ledger.opened(file):
         pass
     assert file.read_bytes() == before
 

@@ -7,9 +7,10 @@ end cannot be seen. A line that a killed process or a full disk left unfinished 
 A confirmation is a claim that was registered, tested once on items and seeds that chose nothing. Its evidence is an
 e-value, a number of at least 0 whose mean is at most 1 where the claim is false. e-LOND (Xu and Ramdas 2024, "Online
 multiple testing with e-values", arXiv:2311.06412) confirms the t-th claim if its e-value is at least
-1 / (level * share_t * (discoveries + 1)), where the shares sum to 1 and discoveries are the claims confirmed before: the
-expected share of false ones among all that are ever confirmed is then at most the level, whatever the dependence
-between the e-values, as between confirmations that share their test items.
+1 / (level * share_t * (discoveries + 1)), where the shares sum to 1 and discoveries are the claims confirmed before.
+The expected share of false ones among all that are ever confirmed is then at most the level, whatever the dependence
+between the e-values, as between confirmations that share their test items. A claim that was made because others were
+confirmed on the same items is not as free as the rest: register what is to be confirmed before the first of them.
 """
 
 import contextlib
