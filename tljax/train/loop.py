@@ -368,7 +368,7 @@ def _after_end(
         now = moved, moving, model_state
         moved, moving, model_state = jax.tree.map(functools.partial(_chosen_rows, restores), ended.best, now)
         params = masks.join(moved, frozen)
-        average = None if moving is None else joined_average(moving, resting)
+        average = None if moving is None or resting is None else joined_average(moving, resting)
         ended = ended._replace(params=params, average=average, model_state=model_state)
     ended = ended._replace(scores=(), best=None)
     if _phase_of(state) + 1 == len(fits[0].phases):
@@ -923,7 +923,7 @@ def _advance(
         read()
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
     params = masks.join(trained, frozen)
-    average = None if moving is None else joined_average(moving, resting)
+    average = None if moving is None or resting is None else joined_average(moving, resting)
     state = state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged, average=average)
     return state._replace(model_state=model_state), log, most
 
