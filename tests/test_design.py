@@ -34,10 +34,10 @@ def study(rng, seeds, difference, truth=TRUTH, items=None):
 def test_components_are_those_that_a_study_was_drawn_from():
     rng = np.random.default_rng(0)
     drawn = [sample_size.components(study(rng, 5, 0.1)) for _ in range(300)]
-    for field, allowed in (("mean", 0.01), ("of_fits", 0.05), ("of_items", 0.05), ("residual", 0.01)):
+    for field in ("mean", "of_fits", "of_items", "residual"):
         values = np.array([getattr(each, field) for each in drawn])
         true = 0.1 if field == "mean" else getattr(TRUTH, field)
-        assert abs(values.mean() - true) < 3 * values.std() / np.sqrt(300) + 1e-9 and allowed
+        assert abs(values.mean() - true) < 3 * values.std() / np.sqrt(300)
     in_pairs = sample_size.components(np.repeat(study(rng, 5, 0.1), 2, axis=1), np.arange(2 * ITEMS) // 2)
     assert in_pairs.items == ITEMS
 
@@ -58,9 +58,9 @@ def test_chances_are_those_of_t_where_fits_alone_vary():
     assert powers[0] < 0.81 and powers[1] > 0.79 and powers[0] < powers[1]
 
 
-@pytest.mark.parametrize("family", [1, 4])
+@pytest.mark.parametrize("family", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_studies_of_the_seeds_that_are_needed_decide_as_often_as_promised(family):
-    rng, replications = np.random.default_rng(family), 300
+    rng, replications = np.random.default_rng(family), 120 * family
     needed = sample_size.seeds_needed(TRUTH, 0.05, 0.95, family)
     for seeds, difference in ((needed.find, 0.05), (needed.equivalent, 0.0)):
         words = np.array(
@@ -84,7 +84,7 @@ def test_the_items_forbid_what_no_number_of_seeds_decides():
     assert below.find is below.equivalent is None and below.equivalent_range == (None, None)
     assert above.find and above.equivalent
     assert sample_size.least_margin(TRUTH, 0.95, 8) > least
-    words = {statistics.verdicts([study(np.random.default_rng(i), 400, 0.0)], 0.9 * least)[0].word for i in range(20)}
+    words = {statistics.verdicts([study(np.random.default_rng(i), 200, 0.0)], 0.9 * least)[0].word for i in range(10)}
     assert "equivalent" not in words
 
 
@@ -117,8 +117,10 @@ def test_a_design_takes_what_is_decided_within_its_compute_and_keeps_its_promise
     members, conditions = [("a", "sure"), ("a", "noisy")], Conditions(0.05)
     ranked = design.designs(table, members, conditions, 0.95, 60, cost=design.Cost(source=2.0))
     best = ranked[0]
-    assert best.members == (("a", "sure"),) and all(each.fits <= 60 and each.seeds >= 3 for each in ranked)
-    assert best.fits == best.seeds * (len(best.budgets) * 2 + 2)
+    assert all(each.fits <= 60 and each.seeds >= 3 for each in ranked) and len(ranked) == 4
+    assert {each.members for each in ranked if len(each.members) == 1} == {(("a", "sure"),)}
+    for each in ranked:
+        assert each.fits == each.seeds * (len(each.budgets) * (1 + len(each.members)) + 2)
     assert [each.verdicts for each in ranked] == sorted((each.verdicts for each in ranked), reverse=True)
     more = design.designs(table, members, conditions, 0.95, 240)
     assert more[0].verdicts >= best.verdicts
@@ -129,10 +131,10 @@ def test_a_design_takes_what_is_decided_within_its_compute_and_keeps_its_promise
     [pilot] = design.measured(table, members[:1], (10, 100), conditions)
     promised = design.chance_of_decision(pilot.components, seeds, 0.05, 0.95, 1)
     decided = []
-    for i in range(200):
+    for i in range(100):
         again = right_of(np.random.default_rng(100 + i), range(seeds), {"sure": (0.1, 1.0)})
         decided.append(verdicts.compared(again, 0.05, 0.95)[0][0].word != "undecided")
-    assert abs(np.mean(decided) - promised) < 0.05
+    assert abs(np.mean(decided) - promised) < 0.03 + 3 * np.sqrt(promised * (1 - promised) / 100)
 
 
 def test_exploratory_strategies_cost_the_primary_family_nothing_and_are_said_to_be():

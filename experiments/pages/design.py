@@ -100,7 +100,13 @@ def _of_target(
             ["strategy", "source", "labels", "pairs", "difference", *_COMPONENTS[conditions.groups is not None]],
             [_components(each, conditions) for each in pilots],
             3,
-        )
+        ),
+        [
+            "a seed draws source, head, order and labels anew, as far as none of these is pinned: its standard "
+            "deviation is of all of them together",
+            "the standard error of items is that of the mean over these test examples drawn anew, whatever the seeds; "
+            "the rest is of one fit",
+        ],
     )
     margin = units.factor(conditions.metric) * conditions.margin
     family = max(len(primary), 1)

@@ -22,7 +22,7 @@ POWER = 0.8
 """The chance of the word that a number of seeds is to give."""
 MOST = 10_000
 """Seeds beyond which nobody goes: what takes more is said to be out of reach."""
-DRAWS = 256
+DRAWS = 128
 """Studies of which a chance is the mean; their mean squares are evenly spread, the same every time."""
 
 
@@ -162,7 +162,7 @@ def _tail(rate: float, family: int) -> float:
     return float(-np.expm1(np.log1p(-rate) / family))
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=512)
 def _mean_squares(fits: int, items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Chi-squares over their degrees, of fits, items and the residual: float [DRAWS] each."""
     points = _points()
