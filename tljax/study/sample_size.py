@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special, stats
+import scipy
+from scipy import special
 
 from tljax.study import statistics
 from tljax.study.statistics import Squares
@@ -174,7 +175,7 @@ def _mean_squares(fits: int, items: int) -> tuple[np.ndarray, np.ndarray, np.nda
 @functools.lru_cache(maxsize=1)
 def _points() -> np.ndarray:
     """Points spread evenly in the unit cube, float [DRAWS, 3]."""
-    return np.asarray(stats.qmc.Sobol(3, scramble=False).random(DRAWS) + 0.5 / DRAWS)
+    return np.asarray(scipy.stats.qmc.Sobol(3, scramble=False).random(DRAWS) + 0.5 / DRAWS)
 
 
 def least_margin(pilot: Components, level: float, family: int = 1) -> float:
