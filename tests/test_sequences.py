@@ -180,7 +180,7 @@ def test_rounds_hold_every_seed_once_and_grow():
         added = sequences.rounds(list(first), most)
         every = [seed for seeds in added for seed in seeds]
         assert len(set(every)) == len(every) == most and every[: len(list(first))] == list(first)
-    with pytest.raises(InputError, match="fewer than the 8"):
+    with pytest.raises(InputError, match="most 7 seeds are fewer than the 8"):
         sequences.rounds(list(range(8)), 7)
 
 

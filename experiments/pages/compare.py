@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pages import anytime, export, figures, report, tables, transfer
+from experiments.pages import anytime, beside, export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import console, directory, looks, predictions
 from experiments.runs.console import Table
@@ -103,6 +103,7 @@ def judged(
         ],
         predictions.most_wrong([part for part in parts if not part.longer]),
         on,
+        beside.of_study(parts, _without_longer(table), rows, curves, family, of_targets, level, judging, by_set),
     )
 
 
@@ -326,6 +327,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
             _gains(study.family, notes),
         ),
         Section("Each comparison by itself", "each", _single_comparisons(study.others, notes)),
+        *beside.sections(study, classes, notes),
         Section("Milestones", "milestones", _milestones(study, notes)),
         *_sections_at_largest_budget(study, fits, classes, strokes, notes),
         Section("Most often wrong", "wrong", _most_wrong(study, notes)),

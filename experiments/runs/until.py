@@ -92,8 +92,8 @@ def open_strategies(experiment: Experiment, wanted: Collection[tuple[str | None,
 
 def _label(strategy: NamedStrategy) -> str:
     """The name that tables have for it."""
-    named = {"strategy": strategy.name, "options": strategy.options, "spec": strategy.spec or None}
-    return label(Result(name="", target="", seed=0, **named))
+    name, options, spec = strategy.name, strategy.options, strategy.spec or None
+    return label(Result(name="", target="", strategy=name, options=options, spec=spec, seed=0))
 
 
 def line(judged: Sequence[Comparison], seeds: int, more: int) -> str:

@@ -217,7 +217,9 @@ def rounds(seeds: Sequence[int], most: int) -> list[tuple[int, ...]]:
     """
     every = list(dict.fromkeys(seeds))
     if len(every) > most:
-        raise InputError(f"--most={most} is fewer than the {len(every)} of --seeds: give more, or name fewer seeds")
+        raise InputError(
+            f"at most {most} seeds are fewer than the {len(every)} to begin with", field="most", value=most
+        )
     every += range(max(every) + 1, max(every) + 1 + most - len(every))
     ends = [min(max(FEWEST, len(set(seeds))), most)]
     while ends[-1] < most:

@@ -99,6 +99,8 @@ class Study(NamedTuple):
     """{target: (the images most often taken for another class, uint8 [k, height, width, channels]; a caption each)}."""
     verdict_on: str = "target"
     """What the verdicts are on: target, or retention, which is the metric of the source on its own test set."""
+    asides: Any = None
+    """What `asides.asides` gives, if that is known: what stands beside the verdicts, without a word."""
 
 
 class Cell(NamedTuple):
@@ -322,7 +324,7 @@ def sorted_cells(right: Right) -> list[Cell]:
     return sorted(right, key=lambda cell: cell.budget)
 
 
-def _bases(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cell]:
+def bases_of(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cell]:
     """The cells that `cells` are compared with; scratch, however long, has no source."""
     from_scratch = longer or base == "scratch"
     return [cell._replace(source=None if from_scratch else cell.source, strategy=base, longer=longer) for cell in cells]
@@ -343,7 +345,7 @@ def _judged(
             reason = (
                 f"of one pair of fits; {TWO}" if comparison.fits < 2 else ONE_GROUP if comparison.groups == 1 else ""
             )
-            reason = reason or (COPIES if _copies(right, cells, _bases(cells, base)) else "")
+            reason = reason or (COPIES if _copies(right, cells, bases_of(cells, base)) else "")
             comparisons[i] = comparison._replace(reason=reason, settled=reason in (ONE_GROUP, COPIES))
     able = [i for i, comparison in comparisons.items() if not comparison.reason]
     first = _first_equal(right, [members[i] for i in able], base)
@@ -403,7 +405,7 @@ def _verdicts(
     """The verdicts of members on one test set, each of two pairs or more, all at once."""
     if not members:
         return []
-    scores = [_scores(right, cells, _bases(cells, base)) / conditions.scale for cells in members]
+    scores = [_scores(right, cells, bases_of(cells, base)) / conditions.scale for cells in members]
     judge = sequences.verdicts if conditions.sequence else statistics.verdicts
     verdicts = judge(scores, conditions.margin / conditions.scale, level, groups=conditions.groups)
     return [
@@ -442,7 +444,10 @@ def _withheld(
     both. Without such a fit there is no word, but that a strategy of which none is left may be negative. A difference
     is beyond the margin only if it is so then too.
     """
-    cells, bases = {cell for i in judged for cell in members[i]}, {c for i in judged for c in _bases(members[i], base)}
+    cells, bases = (
+        {cell for i in judged for cell in members[i]},
+        {c for i in judged for c in bases_of(members[i], base)},
+    )
     lost = {cell: sum(map(diverged, right.get(cell, {}).values())) for cell in cells | bases}
     if not any(lost.values()):
         return [(verdict, {}) for verdict in verdicts]
@@ -451,12 +456,14 @@ def _withheld(
     soft = _verdicts(_replaced(right, bases, _worst), chosen, conditions, level, base)
     withheld: list[tuple[statistics.Verdict, dict[str, Any]]] = []
     for i, verdict, strict, lenient in zip(judged, verdicts, hard, soft, strict=True):
-        gone = [each for each in (members[i], _bases(members[i], base)) if any(map(lost.get, each))]
+        gone = [each for each in (members[i], bases_of(members[i], base)) if any(map(lost.get, each))]
         if not gone or verdict.word not in ("positive", "negative", "equivalent"):
             withheld.append((verdict, {}))
             continue
         others = {"positive": (strict,), "negative": (lenient,), "equivalent": (strict, lenient)}[verdict.word]
-        needed = _bases(members[i], base) if verdict.word == "negative" else [*members[i], *_bases(members[i], base)]
+        needed = (
+            bases_of(members[i], base) if verdict.word == "negative" else [*members[i], *bases_of(members[i], base)]
+        )
         none_left = any(cell in lost and lost[cell] == len(right[cell]) for cell in needed)
         if not none_left and all(other.word == verdict.word for other in others):
             sure = all(other.size == verdict.size for other in others)
@@ -499,11 +506,11 @@ def _first_equal(right: Right, members: Sequence[Sequence[Cell]], base: str) -> 
     """
     first: list[int | None] = []
     for i, cells in enumerate(members):
-        bases = _bases(cells, base)
+        bases = bases_of(cells, base)
         before = (
             k
             for k, others in enumerate(members[:i])
-            if first[k] is None and _same(right, cells, others) and _same(right, bases, _bases(others, base))
+            if first[k] is None and _same(right, cells, others) and _same(right, bases, bases_of(others, base))
         )
         first.append(next(before, None))
     return first
@@ -533,7 +540,7 @@ def alone(
     are real numbers its place has that of t, of the interval (`statistics.over_items`). There is none where a fit
     diverged. Where all test examples are of one group there is no interval. None without pairs.
     """
-    bases = _bases(cells, base, longer)
+    bases = bases_of(cells, base, longer)
     scores = _scores(right, cells, bases)
     if not len(scores):
         return None
