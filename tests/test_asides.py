@@ -100,7 +100,7 @@ def test_a_class_is_judged_on_its_own_examples(right):
         for k in (0, 1, 3):
             expected = statistics.crossed(values[:, labels["b"] == k], 1 - 0.05 / 9)
             assert row.intervals[k][:3] == pytest.approx(expected[:3])
-        assert all(-1 <= one.low and one.high <= 1 for one in row.intervals if one)
+        assert all(one.low >= -1 and one.high <= 1 for one in row.intervals if one)
     shares = [np.mean(labels["b"] == k) for k in (0, 1, 3)]
     means = [rows[0].intervals[k].mean for k in (0, 1, 3)]
     assert np.dot(shares, means) == pytest.approx(by_hand(right, "full", "scratch", 100).mean())
@@ -132,7 +132,7 @@ def test_at_equal_cost_scratch_is_where_its_curve_was_then():
     assert dear.flops[0] == pytest.approx(0.6 - 0.51) and dear.longer == (True, False) and dear.seconds is None
     assert asides.equal_costs(fits, {}) == []
     later = {name: {key: values[1:] for key, values in curve.items()} for name, curve in CURVES.items()}
-    assert [(each.strategy, each.flops) for each in asides.equal_costs(fits, later)][0] == ("cheap", None)
+    assert next((each.strategy, each.flops) for each in asides.equal_costs(fits, later)) == ("cheap", None)
 
 
 def test_the_median_lies_between_its_order_statistics_as_often_as_is_said():

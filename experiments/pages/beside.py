@@ -36,9 +36,9 @@ CLASSES = (
 )
 COSTS = (
     "The strategy at its end less scratch when that had cost as much, in {unit}: FLOPs, and seconds, of fits on the "
-    "target, along scratch's learning curve, of which nothing is known before its first point (--points). Intervals are "
-    "of {level} % each, over seeds on these test examples. A > says that scratch ended before it had cost as much: its "
-    "end stands there. Seconds are those of a fit in its group."
+    "target, along scratch's learning curve, of which nothing is known before its first point (--points). Intervals "
+    "are of {level} % each, over seeds on these test examples. A > says that scratch ended before it had cost as much: "
+    "its end stands there. Seconds are those of a fit in its group."
 )
 MILESTONES = (
     "Intervals of the milestones, of {level} % each, over seeds on these test examples: Student's t of the means; of "
