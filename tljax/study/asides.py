@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from tljax.study import results as of_results
 from tljax.study import sequences, statistics, units
@@ -126,9 +126,10 @@ def outperforming(differences: np.ndarray, level: float = 0.95) -> tuple[float, 
     [0.7, 0.147, 0.995]
     """
     wins, ties, pairs = int(np.sum(differences > 0)), int(np.sum(differences == 0)), len(differences)
-    low = stats.binomtest(wins, pairs).proportion_ci(level, "exact").low
-    high = stats.binomtest(wins + ties, pairs).proportion_ci(level, "exact").high
-    return (wins + ties / 2) / pairs, float(low), float(high)
+    either, tail = wins + ties, (1 - level) / 2
+    low = float(special.betaincinv(wins, pairs - wins + 1, tail)) if wins else 0.0
+    high = float(special.betaincinv(either + 1, pairs - either, 1 - tail)) if either < pairs else 1.0
+    return (wins + ties / 2) / pairs, low, high
 
 
 def _base_name(comparison: Comparison) -> str:
@@ -309,7 +310,7 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
         return mean, math.nan, math.nan
-    half = float(stats.t.isf((1 - level) / 2, n - 1) * np.std(values, ddof=1)) / math.sqrt(n)
+    half = -float(special.stdtrit(n - 1, (1 - level) / 2) * np.std(values, ddof=1)) / math.sqrt(n)
     return mean, mean - half, mean + half
 
 
@@ -342,10 +343,11 @@ def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float
     (3.5, 1.0, 6.0, 0.96875)
     """
     ordered, n = np.sort(np.asarray(values, float)), len(values)
-    k = max((k for k in range(1, n // 2 + 1) if 1 - 2 * stats.binom.cdf(k - 1, n, 0.5) >= level), default=1)
+    outside = 2 * special.bdtr(np.arange(max(n // 2, 1)), n, 0.5)  # of k - 1 for k from 1 on
+    k = int(max(np.sum(1 - outside >= level), 1))
     middle = float(ordered[(n - 1) // 2]), float(ordered[n // 2])
     median = middle[0] if middle[0] == middle[1] else (middle[0] + middle[1]) / 2
-    return median, float(ordered[k - 1]), float(ordered[n - k]), float(1 - 2 * stats.binom.cdf(k - 1, n, 0.5))
+    return median, float(ordered[k - 1]), float(ordered[n - k]), float(1 - outside[k - 1])
 
 
 def asides(

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import special
 
 from tljax.study import statistics
 from tljax.study.statistics import Interval, Verdict
@@ -110,7 +110,7 @@ class Parts(NamedTuple):
 
     def items_half(self, alpha: float) -> float:
         """Half of the interval over items, two-sided at `alpha`."""
-        return float(stats.t.isf(alpha / 2, self.degrees)) * self.items
+        return -float(special.stdtrit(self.degrees, alpha / 2)) * self.items
 
 
 def parts(scores: np.ndarray, groups: np.ndarray | None = None) -> Parts:
@@ -193,6 +193,8 @@ def _interval(known: Parts, half: float, level: float) -> Interval:
 
 def _p(known: Parts) -> float:
     """The least share of errors at which one comparison's interval does not hold 0, within 1e-6; at most 1."""
+
+    from scipy import optimize  # takes a while to import
 
     def beyond(log_alpha: float) -> float:
         alpha = math.exp(log_alpha)
