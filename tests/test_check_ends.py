@@ -13,8 +13,8 @@ from tljax.types import InputError, Method
 
 @pytest.fixture(scope="module")
 def tried():
-    """An MLP, and a tree with an integer."""
-    return [problems.of_model("mlp"), next(tree for tree in problems.trees() if "integers" in tree.name)]
+    """An MLP, a tree with an integer, and one with a number of Python."""
+    return [problems.of_model("mlp"), *problems.trees()[-2:]]
 
 
 def red(method, options, tried):
@@ -64,7 +64,7 @@ def test_the_ends_of_the_folder_are_green_also_beside_integers(name, tried):
     faults, checks = red(*plugins.method(name), tried)
     assert not faults
     assert [check.name for check in checks] == [ends.FORM, ends.KEPT, ends.FOLLOWS, ends.FINITE]
-    assert checks[0].detail == "on mlp, None, integers, empty dict" and checks[3].detail.endswith(", on mlp")
+    assert checks[0].detail == "on mlp, None, integers, empty dict, scalars" and checks[3].detail.endswith(", on mlp")
 
 
 def test_what_has_moved_is_what_trains_and_the_beginnings_of_phases_are_between(tried):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tljax import batch_stats, initialization, masks, paths, train
@@ -60,14 +61,14 @@ def _where(case: Case) -> list[dict[str, Any]]:
 
 def _moved(case: Case) -> tuple[Params, list[Params]]:
     """Parameters as after training, and those with which each phase after the first began: noise on what trains."""
-    rng, reached = np.random.default_rng(0), [case.params]
+    rng, reached = np.random.default_rng(0), [jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf)), case.params)]
     for where in _where(case):
 
         def step(path: str, leaf: Any, where: dict[str, Any] = where) -> Any:
             if not np.any(where[path]):
                 return leaf
-            noise = rng.normal(scale=0.1, size=np.shape(leaf))
-            return np.where(where[path], np.asarray(leaf) + noise, leaf).astype(np.asarray(leaf).dtype)
+            noise = rng.normal(scale=0.1, size=leaf.shape)
+            return np.where(where[path], leaf + noise, leaf).astype(leaf.dtype)
 
         reached.append(paths.each(step, reached[-1]))
     return reached[-1], reached[1:-1]
