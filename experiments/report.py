@@ -83,6 +83,7 @@ class ReportFlags:
     primary_family: tuple[str, ...] | None = flag(
         None, "the strategies whose verdicts hold together; default the run's, else all"
     )
+    until: str | None = flag(None, "decided: intervals hold at any number of seeds; default as the run was judged")
     verdict_on: str | None = flag(None, "what verdicts are on, target or retention; default the run's, else target")
 
 
