@@ -38,7 +38,7 @@ from tljax import evaluate, masks, models, paths, plugins
 from tljax.masks import Cell
 from tljax.models import randomness
 from tljax.study import atlas, units
-from tljax.types import InputError, Metric, Params
+from tljax.types import InputError, Params
 
 ALL = "all"
 """What stands in --strategies for every file of the folder."""
@@ -74,48 +74,6 @@ class Base(NamedTuple):
     fit: PreparedFit
     key: str
     """Of the fit that trains everything: all that decides its bits is in it."""
-
-
-class Told(NamedTuple):
-    """A strategy, and what it reaches."""
-
-    label: str
-    score: float
-    cells: int | None
-    """How many cells it trains; None of one that trains parts of cells, or moves."""
-    numbers: int
-    """How many numbers it trains beside what always trains."""
-    by_cells: atlas.Percentile
-    by_numbers: atlas.Percentile
-
-
-class Choice(NamedTuple):
-    """What the greedy choice comes to."""
-
-    units: str
-    spec: str
-    """As --strategies takes it."""
-    steps: tuple[atlas.Step, ...]
-
-
-class Atlas(NamedTuple):
-    """All that an atlas says. Scores are turned so that larger is better."""
-
-    cells: tuple[Cell, ...]
-    masks: np.ndarray
-    """bool [n, cells]."""
-    scores: np.ndarray
-    """float [n, seeds], each at its best rate."""
-    rates: np.ndarray
-    """float [n]: the mean logarithm of the multiples at which masks were best."""
-    fitted: atlas.Fitted
-    stages: Mapping[str, Any]
-    """{stage: what its cells add in sum, with its interval}."""
-    ceiling: atlas.Ceiling
-    told: tuple[Told, ...]
-    choices: tuple[Choice, ...]
-    metric: Metric
-    seeds: tuple[int, ...]
 
 
 def run(values: Mapping[str, Any], options: AtlasFlags) -> dict[str, Any]:
@@ -499,7 +457,7 @@ def _atlas(
     others: Sequence[OfStrategy],
     factors: Sequence[float],
     options: AtlasFlags,
-) -> Atlas:
+) -> atlas.Atlas:
     """The surrogate, the ceiling, the strategies and the greedy choices of scores as they were measured."""
     metric = task.on_device.objective.metrics[0]
     sign = units.sign(metric)
@@ -517,7 +475,7 @@ def _atlas(
         if count is not None:
             by_cells = atlas.percentile(score, scores.mean(1), drawn.sum(1), count)
         by_numbers = atlas.percentile(score, scores.mean(1), sizes, other.numbers, near)
-        told.append(Told(other.label, score, count, other.numbers, by_cells, by_numbers))
+        told.append(atlas.Told(other.label, score, count, other.numbers, by_cells, by_numbers))
     stages = {name: fitted.surrogate.total(members) for name, members in by_stage.items()}
     multiples = np.log(np.array(factors))[which].mean((1, 2))
     every = {"stages": by_stage, "cells": {cell.name: [i] for i, cell in enumerate(cells)}}
@@ -527,10 +485,10 @@ def _atlas(
         halves = [_lookup(drawn, best[:, :, half], fitted.surrogate) for half in range(2)]
         epsilon = options.epsilon / units.factor(metric)
         mask, steps = atlas.greedy(of_units, len(cells), *halves, epsilon)
-        choices.append(Choice(name, spec(cells, mask, head), tuple(steps)))
+        choices.append(atlas.Choice(name, spec(cells, mask, head), tuple(steps)))
     seeds = whole.settings.seeds
     ceiling = atlas.ceiling(scores)
-    return Atlas(
+    return atlas.Atlas(
         cells, drawn, scores, multiples, fitted, stages, ceiling, tuple(told), tuple(choices), metric, tuple(seeds)
     )
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +15,10 @@ from experiments.runs import console, directory
 from experiments.runs.console import Cell as Text
 from experiments.runs.console import Table
 from tljax.study import units
-from tljax.study.atlas import Percentile
-
-if TYPE_CHECKING:
-    from experiments.atlas import Atlas
+from tljax.study.atlas import Atlas, Percentile
 
 
-def numbers(atlas: "Atlas") -> dict[str, Any]:
+def numbers(atlas: Atlas) -> dict[str, Any]:
     """What atlas.json says; scores and effects are as they are measured, and turned so that larger is better."""
     surrogate = atlas.fitted.surrogate
     return plain(
@@ -53,7 +50,7 @@ def numbers(atlas: "Atlas") -> dict[str, Any]:
     )
 
 
-def effects(atlas: "Atlas") -> Table:
+def effects(atlas: Atlas) -> Table:
     """What each cell adds, the most first, and what each stage adds in sum."""
     factor = units.factor(atlas.metric)
     surrogate = atlas.fitted.surrogate
@@ -74,11 +71,11 @@ def effects(atlas: "Atlas") -> Table:
     return Table("what each cell adds", ["cell", "numbers", heading], [*(rows[i] for i in order), *of_stages, *pairs])
 
 
-def _numbers(atlas: "Atlas", stage: str) -> int:
+def _numbers(atlas: Atlas, stage: str) -> int:
     return sum(cell.size for cell in atlas.cells if cell.stage == stage)
 
 
-def strategies(atlas: "Atlas") -> Table:
+def strategies(atlas: Atlas) -> Table:
     """Each strategy among the masks of its size."""
     rows = [
         [
@@ -101,7 +98,7 @@ def _percentile(place: Percentile) -> Text:
     return Text(f"{place.value:.0f}", f"of {place.peers} masks")
 
 
-def choices(atlas: "Atlas") -> Table:
+def choices(atlas: Atlas) -> Table:
     """The greedy choices, a step a row."""
     metric = atlas.metric
     rows: list[Sequence[Text]] = []
@@ -114,7 +111,7 @@ def choices(atlas: "Atlas") -> Table:
     return Table("greedy choice (SubTuning)", columns, rows)
 
 
-def sentences(atlas: "Atlas") -> list[str]:
+def sentences(atlas: Atlas) -> list[str]:
     """How good the sum is, and how good it could be."""
     fitted, ceiling = atlas.fitted, atlas.ceiling
     pairs = len(fitted.surrogate.pairs)
@@ -130,7 +127,7 @@ def sentences(atlas: "Atlas") -> list[str]:
     return lines
 
 
-def show(atlas: "Atlas", folder: Path, title: str, notes: Sequence[str]) -> None:
+def show(atlas: Atlas, folder: Path, title: str, notes: Sequence[str]) -> None:
     """Print the tables, and write the report."""
     lines = sentences(atlas)
     console.show(effects(atlas), lines)
@@ -161,7 +158,7 @@ MASKS = "A point is a mask: {metric}, a mean over seeds, against the numbers tha
 
 
 @figures.style()
-def page(atlas: "Atlas", folder: Path, title: str, lines: Sequence[str], notes: Sequence[str]) -> str:
+def page(atlas: Atlas, folder: Path, title: str, lines: Sequence[str], notes: Sequence[str]) -> str:
     """The HTML of an atlas; `notes` go with every table."""
     unit = units.of_differences(atlas.metric)
     words = {"metric": units.spoken(atlas.metric), "unit": f" ({unit})" if unit else ""}
@@ -195,7 +192,7 @@ def page(atlas: "Atlas", folder: Path, title: str, lines: Sequence[str], notes: 
     )
 
 
-def _grid(atlas: "Atlas") -> tuple[list[str], list[str], np.ndarray, Any]:
+def _grid(atlas: Atlas) -> tuple[list[str], list[str], np.ndarray, Any]:
     """(Stages, kinds, effects [stages, kinds, 3] as they are shown, NaN where there is no cell; the metric)."""
     stages = list(dict.fromkeys(cell.stage for cell in atlas.cells))
     kinds = list(dict.fromkeys(cell.kind for cell in atlas.cells))

@@ -10,14 +10,15 @@ of its best rate, which other seeds and items choose. Scores are fractions where
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from tljax.masks import Cell
 from tljax.study.ranking import Estimate
-from tljax.types import InputError
+from tljax.types import InputError, Metric
 
 Pair = tuple[int, int]
 """Two cells by their numbers, the lower first."""
@@ -29,7 +30,8 @@ def draw(cells: int, count: int, seed: int = 0) -> np.ndarray:
     """`count` distinct masks, bool [count, cells]; all of them, in a random order, where there are no more.
 
     The number of cells that train is drawn first, from 0 to all alike, so that there are masks of every size; then
-    which. More masks of one seed begin with the fewer, unless they are all. Raises InputError for fewer than one cell or mask.
+    which. More masks of one seed begin with the fewer, unless they are all. Raises InputError for fewer than one cell
+    or mask.
 
     >>> draw(3, 100).sum(0).tolist(), draw(30, 5).shape
     ([4, 4, 4], (5, 30))
@@ -350,7 +352,7 @@ class Step(NamedTuple):
 
 
 def greedy(
-    units: dict[str, Sequence[int]],
+    units: Mapping[str, Sequence[int]],
     cells: int,
     chosen_by: Callable[[np.ndarray], float],
     judged_by: Callable[[np.ndarray], float],
@@ -384,3 +386,45 @@ def greedy(
         del left[best]
         steps.append(Step(best, scores[best], judged_by(mask)))
     return mask, steps
+
+
+class Told(NamedTuple):
+    """A strategy, and what it reaches."""
+
+    label: str
+    score: float
+    cells: int | None
+    """How many cells it trains; None of one that trains parts of cells, or moves."""
+    numbers: int
+    """How many numbers it trains beside what always trains."""
+    by_cells: Percentile
+    by_numbers: Percentile
+
+
+class Choice(NamedTuple):
+    """What the greedy choice comes to."""
+
+    units: str
+    spec: str
+    """As --strategies takes it."""
+    steps: tuple[Step, ...]
+
+
+class Atlas(NamedTuple):
+    """All that an atlas says. Scores are turned so that larger is better."""
+
+    cells: tuple[Cell, ...]
+    masks: np.ndarray
+    """bool [n, cells]."""
+    scores: np.ndarray
+    """float [n, seeds], each at its best rate."""
+    rates: np.ndarray
+    """float [n]: the mean logarithm of the multiples at which masks were best."""
+    fitted: Fitted
+    stages: Mapping[str, Estimate]
+    """{stage: what its cells add in sum, with its interval}."""
+    ceiling: Ceiling
+    told: tuple[Told, ...]
+    choices: tuple[Choice, ...]
+    metric: Metric
+    seeds: tuple[int, ...]
