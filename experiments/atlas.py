@@ -369,8 +369,10 @@ def _trained_strategy(
     records = [known[digests[seed]] for seed in settings.seeds]
     scores = np.stack([np.array(record["scores"]) for record in records], 1)
     which = {tuple(record["cells"]) if record["cells"] is not None else None for record in records}
-    on = tuple(map(bool, records[0]["cells"])) if len(which) == 1 and None not in which else None
-    return OfStrategy(strategy.label, scores, on, round(float(np.mean([record["numbers"] for record in records]))))
+    of_cells = tuple(map(bool, records[0]["cells"])) if len(which) == 1 and None not in which else None
+    return OfStrategy(
+        strategy.label, scores, of_cells, round(float(np.mean([record["numbers"] for record in records])))
+    )
 
 
 def _size(whole: Experiment, prepared: PreparedFit, cells: Sequence[Cell]) -> tuple[list[int] | None, int]:
@@ -482,10 +484,10 @@ def _atlas(
     head = models.names(whole.model)[-1]
     choices = []
     for name, of_units in every.items():
-        halves = [_lookup(drawn, best[:, :, half], fitted.surrogate) for half in range(2)]
+        chosen_by, judged_by = (_lookup(drawn, best[:, :, half], fitted.surrogate) for half in range(2))
         epsilon = options.epsilon / units.factor(metric)
-        mask, steps = atlas.greedy(of_units, len(cells), *halves, epsilon)
-        choices.append(atlas.Choice(name, spec(cells, mask, head), tuple(steps)))
+        mask, steps = atlas.greedy(of_units, len(cells), chosen_by, judged_by, epsilon)
+        choices.append(atlas.Choice(name, spec(cells, mask.tolist(), head), tuple(steps)))
     seeds = whole.settings.seeds
     ceiling = atlas.ceiling(scores)
     return atlas.Atlas(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from experiments import (
     apply,
+    atlas,
     audit,
     check,
     compare,
@@ -40,6 +41,7 @@ PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
     for program in (
         apply,
+        atlas,
         audit,
         check,
         compare,
@@ -139,7 +141,7 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 35
+    assert ran == 36
     assert "mine.py:strategy" in capsys.readouterr().out
 
 
