@@ -349,6 +349,8 @@ def _judged(
     right: Right, members: Sequence[Sequence[Cell]], conditions: Conditions, level: float, base: str
 ) -> list[Comparison]:
     """The comparisons on one test set, judged together; those of fewer than two pairs cannot be judged."""
+    if not members:
+        return []
     comparisons = {}
     for i, cells in enumerate(members):
         if (comparison := alone(right, cells, conditions, level, base)) is not None:
