@@ -161,7 +161,8 @@ class StudyRecord(NamedTuple):
 
 JUDGING: fields.Form = {
     **{"margin?": (float, None), "level?": float, "family?": str, "looks?": int, "against?": str, "verdict_on?": str},
-    **{"verdict_of?": str},
+    **{"verdict_of?": str, "primary_family?": [str]},
+    **{"until?": str},
 }
 """How fits are judged: the fields of `judging.Judging`."""
 STUDY: fields.Form = {
