@@ -24,6 +24,7 @@ import numpy as np
 from experiments.runs import (
     budgets,
     command_line,
+    confirmation,
     console,
     costs,
     directory,
@@ -48,7 +49,7 @@ from experiments.runs.judging import (
 )
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
-from tljax import plugins
+from tljax import files, plugins
 from tljax.study import summary
 from tljax.study.results import Result, extended
 from tljax.study.verdicts import Cell
@@ -56,7 +57,7 @@ from tljax.types import InputError
 
 
 @dataclass(frozen=True)
-class CompareFlags(Judging, ExperimentFlags):
+class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
     """What is compared beside the flags of a transfer, and how it is judged."""
 
     eval: tuple[str, ...] = flag(
@@ -67,6 +68,10 @@ class CompareFlags(Judging, ExperimentFlags):
     )
     longer_scratch: bool = flag(True, "scratch with the source's steps added to its own, for the second comparison")
     tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it", place="path")
+
+
+KINDS = command_line.kinds(CompareFlags)
+"""{flag: its kind}: what a registered design may have."""
 
 
 class Part(NamedTuple):
@@ -92,6 +97,8 @@ def _run(
 ) -> list[Result]:
     settings = Settings.from_flags(**values)
     require_valid(options)
+    confirmation.require_flags(options, options)
+    asked = options
     names = {plugins.called(text): text for text in ("scratch", *settings.strategies)}
     base = names.get(options.against, options.against)
     if base not in names.values():
@@ -114,12 +121,18 @@ def _run(
     judging = replace(options, against=summary.label(against), end=settings.verdict_of)
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)
+    confirmation.refuse_evals(options.half, experiments, [task for each in evals for task in each.tasks.values()])
+    registration = None
+    if options.registration:
+        registration = confirmation.read_registration(files.place(options.registration), KINDS)
+        confirmation.require_registered(registration, values, asked, judging, experiments)
     if settings.dry_run:
         _show(parts)
         return []
     data = {name: mark for part in parts for name, mark in plan.fingerprints(part.experiment).items()}
     _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
+    entered = confirmation.enter(options, experiments, judging, registration) if process.first() else None
     leave = tuned.searched_flags() if options.tuned else ()
     with directory.opened(settings, "compare", command_line.flagfile_lines(options), leave=leave) as folder:
         results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
@@ -129,7 +142,8 @@ def _run(
             several = directory.mixed_environments(folder, [result.name for result in results])
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
-            page.show(folder, judged, judging, [*notes(parts, options), *several])
+            of_ledger = entered.notes if entered else ()
+            page.show(folder, judged, judging, [*notes(parts, options), *several, *of_ledger], entered)
             noted.leave(folder)
     return results
 
@@ -157,6 +171,7 @@ def planned(
                 plan.prepare(Settings.from_flags(**arm), execution, only=True)
                 for arm in tuned.study_flags(pair, settings, options.tuned, typed)
             ]
+            experiments = confirmation.with_halves(experiments, options.half)
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             from_scratch = [_only(each, lambda name: name == "scratch") for each in experiments]
             from_source = [_only(each, lambda name: name != "scratch") for each in experiments]

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.pages import export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
-from experiments.runs import console, directory, looks, predictions
+from experiments.runs import confirmation, console, directory, looks, predictions
 from experiments.runs.console import Table
 from experiments.runs.judging import Judging, end_notes, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
@@ -41,14 +41,27 @@ Pair = tuple[Any, str]
 """(source or None, target)."""
 
 
-def show(folder: Path, parts: Sequence[Predictions], judging: Judging, notes: Sequence[str]) -> Study:
-    """Judge the fits of a run directory, print the tables, and write the report."""
+def show(
+    folder: Path,
+    parts: Sequence[Predictions],
+    judging: Judging,
+    notes: Sequence[str],
+    entered: confirmation.Entered | None = None,
+) -> Study:
+    """Judge the fits of a run directory, print the tables, and write the report.
+
+    `entered` is what a ledger says of the run: what comes of a registered claim is written there and said first.
+    """
     judging = with_margin(judging, predictions.metrics_of(parts, judging.verdict_on).values())
     fits, places = looks.judged_fits(parts, judging.against, judging.verdict_on), (looks.place(),)
     table = predictions.right(parts, judging.verdict_on)
     able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
     look = max(predictions.count_look(folder, table, able), looks.count(fits, judging, places))
     study = judged(parts, judging, [*notes, *looks.write(fits, judging, look, places)], look, table)
+    if entered:
+        decision = confirmation.decide(entered, study.family, table, predictions.all_groups(parts))
+        study = study._replace(verdict=" ".join(filter(None, (decision, study.verdict))))
+        notes = [*notes, *([decision] if decision else [])]
     predictions.write_study(folder, parts, notes, to_record(judging), look)
     classes = {part.rows[0].target: part.classes for part in parts if part.rows}
     write(folder, study, classes, report.provenance_of(folder))
