@@ -163,7 +163,9 @@ def _read_runs(runs: Sequence[str]) -> Runs:
             if judging is None and study.looks:  # by an older tljax, which wrote it to the flags alone
                 judging = to_record(Judging(**_flags(Path(name), command_line.kinds(Judging))))
             flag_values = {} if judging else _flags(Path(name), FLAGS)
-            variation_notes = [] if judging else spoken_of([variation_by_flags(Settings.from_flags(**flag_values))])
+            rows = [row for part in study.parts for row in part.rows]
+            varied = [] if judging else [variation_by_flags(Settings.from_flags(**flag_values), rows)]
+            variation_notes = spoken_of(varied)
         except (InputError, OSError) as error:
             contents.notes.append(f"{name} is left out: {error}")
             continue

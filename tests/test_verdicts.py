@@ -264,17 +264,16 @@ def test_a_loss_below_the_margin_is_not_told_as_harm():
         "same": ("equivalent", "within"),
     }
     text = comparisons.sentence(family, 0.95)
-    assert text.startswith(
-        "Transfer helped by more than the margin under gain (+10.00 points); it lowered accuracy, by less"
-    )
-    assert "hurt" not in text and "it made no difference that matters under same" in text
+    assert text.startswith("Better than scratch by more than the margin: gain (+10.00 points, +")
+    assert "; worse than scratch, by less than the margin: less (-1.50 points, -" in text
+    assert "hurt" not in text and "no difference from scratch that matters: same (" in text
     assert all(0 <= low <= high <= 1 for one in family for low, high in (one.power, one.power_equivalent))
 
 
 def test_against_another_strategy_nothing_is_said_of_transfer():
     table = {cell("full"): {i: at(0.7, 2000) for i in range(5)}, cell("mine"): spread_of(0.8)}
     text = comparisons.sentence(judgements(table, base="full")[0], 0.95)
-    assert text.startswith("Better than full by more than the margin: mine (+10.00 points)") and "ransfer" not in text
+    assert text.startswith("Better than full by more than the margin: mine (+10.00 points, ") and "ransfer" not in text
 
 
 def test_two_seeds_are_never_judged_without_a_warning():
@@ -679,7 +678,7 @@ def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monk
     judgings: list[Judging] = []
     monkeypatch.setattr("experiments.runs.fit.within", lambda *given: [])
     monkeypatch.setattr(compare, "_predictions", lambda *given: None)
-    monkeypatch.setattr(compare_page, "show", lambda folder, found, judging, notes: judgings.append(judging))
+    monkeypatch.setattr(compare_page, "show", lambda folder, found, judging, *more: judgings.append(judging))
     given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))
     compare.main(["compare", *given, "--against=lp_ft:start=0.50"])
     assert [judging.against for judging in judgings] == ["lp_ft:start=0.5"]

@@ -304,18 +304,20 @@ KEPT = (
 )
 RETENTION = (
     "What is left of the source's {of_source} once its head is put back, against {metric} on the target; of a fit that "
-    "diverged, {constant} of each. No strategy beats those on the line in both."
+    "diverged, {constant} of each. Of these means none is higher in both than those on the line."
 )
 CONFUSION = (
     "Predicted class against true class in % of the true class, summed over the fits that did not diverge: scratch, "
     "and the strategy with the {best} mean {metric}, which was chosen by looking."
 )
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
-WRONG = "Test images that most fits take for another class."
+WRONG = "The test images that fits most often take for another class."
 MILESTONES = (
     "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
     "A fit that diverged reaches no threshold, and counts as {constant}. "
-    "Costs are those of the target's fit and, below, with the source's."
+    "Costs are those of the target's fit and, below, with the source's. They have no intervals, and no verdict is "
+    "drawn from them. Steps are the median over seeds of the first recorded step at the threshold, which may have been "
+    "reached at any since the one before."
 )
 
 
