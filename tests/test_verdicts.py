@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,6 +270,44 @@ def test_a_loss_below_the_margin_is_not_told_as_harm():
     assert "; worse than scratch, by less than the margin: less (-1.50 points, -" in text
     assert "hurt" not in text and "no difference from scratch that matters: same (" in text
     assert all(0 <= low <= high <= 1 for one in family for low, high in (one.power, one.power_equivalent))
+
+
+CLAUSES = {
+    "better than scratch by more than the margin": lambda low, high, margin: low > margin,
+    "better than scratch, perhaps by less than the margin": lambda low, high, margin: 0 < low <= margin,
+    "better than scratch, by less than the margin": lambda low, high, margin: 0 < low < margin,
+    "worse than scratch by more than the margin": lambda low, high, margin: high < -margin,
+    "worse than scratch, perhaps by less than the margin": lambda low, high, margin: -margin <= high < 0,
+    "worse than scratch, by less than the margin": lambda low, high, margin: -margin < high < 0,
+    "no difference from scratch that matters": lambda low, high, margin: low <= 0 <= high,
+    "neither better nor worse than scratch is shown": lambda low, high, margin: low <= 0 <= high,
+}
+"""{what a sentence says: whether an interval and a margin, in points, say so too}."""
+
+
+def test_a_sentence_says_no_more_than_its_numbers():
+    """Read from the sentence alone: every clause is true of the interval that stands in it, and all of them occur."""
+    rng, seen = np.random.default_rng(5), Counter()
+    for margin in (0.002, 0.03, 0.06):
+        table = {cell("scratch"): {i: at(0.6, 1000) for i in range(4)}}
+        for number, rate in enumerate((0.45, 0.55, 0.585, 0.6, 0.615, 0.66, 0.75)):
+            for spread in (0.004, 0.02):
+                rates = rate + spread * rng.standard_normal(4)
+                table[cell(f"s{number}_{spread}")] = {i: at(each, 1000) for i, each in enumerate(rates)}
+        family = judgements(table, margin)[0]
+        text, _, end = comparisons.sentence(family, 0.95).rpartition(" (a margin of ")
+        assert end.startswith(f"{100 * margin:g} points, 95 % for all")
+        named = []
+        for clause in text.split("; "):
+            words, _, rest = clause.partition(": ")
+            seen[words[:1].lower() + words[1:]] += 1
+            for name, mean, low, high in re.findall(r"(\S+) \((\S+) points, (\S+) to (\S+)\)", rest):
+                assert float(low) <= float(mean) <= float(high)
+                holds = CLAUSES[words[:1].lower() + words[1:]]
+                assert holds(float(low), float(high), 100 * margin), (clause, margin)
+                named.append(name)
+        assert sorted(named) == sorted(each.strategy for each in family)
+    assert seen.keys() == CLAUSES.keys()
 
 
 def test_against_another_strategy_nothing_is_said_of_transfer():
