@@ -24,6 +24,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
+# The fonts that matplotlib finds, once for all workers and their programs: it would look for them anew wherever a test
+# has a folder of its own for caches, which takes seconds.
+os.environ.setdefault("MPLCONFIGDIR", os.path.join(os.environ["JAX_COMPILATION_CACHE_DIR"], "matplotlib"))
+
 # Several workers and their programs share one GPU, of which a process otherwise takes three quarters.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
@@ -72,11 +76,16 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Let reports have empty pictures, until the patch is undone."""
+    patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
+    patch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
+
+
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
     """Reports without drawing their pictures, which takes longer than the runs of these tests; test_report.py draws."""
-    monkeypatch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
-    monkeypatch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
+    leave_out_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -1431,20 +1431,35 @@ def _is_gathered(m: Any) -> bool:
 _PLACES: Any = {"unique_indices": True, "indices_are_sorted": True}
 
 
+def elements(leaf: Any, places: Any) -> Any:
+    """The elements of a leaf at the places of its `Elements`, [1, ..., room] of its axes and dtype; 0 for those beyond.
+
+    >>> elements(jnp.arange(6.0).reshape(2, 3), np.array([1, 4, 6]))
+    Array([[1., 4., 0.]], dtype=float32)
+    """
+    flat = jnp.reshape(jnp.asarray(leaf), -1)
+    of_places = flat.at[places].get(mode="fill", fill_value=0, **_PLACES)
+    return of_places.reshape((1,) * (jnp.ndim(leaf) - 1) + np.shape(places))
+
+
+def with_elements(leaf: Any, places: Any, values: Any) -> Any:
+    """The leaf with values [1, ..., room] at the places of its `Elements`; what is beyond the leaf is dropped.
+
+    >>> with_elements(jnp.zeros((2, 3)), np.array([1, 4, 6]), jnp.ones((1, 3))).tolist()
+    [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    flat = jnp.reshape(jnp.asarray(leaf), -1)
+    return flat.at[places].set(jnp.reshape(values, -1), mode="drop", **_PLACES).reshape(jnp.shape(leaf))
+
+
 def _gather(leaf: Any, m: Any) -> Any:
     """The elements of a leaf at the places of the mask, [1, ..., room], 0 for those beyond it; any other leaf as is."""
-    if not _is_gathered(m):
-        return leaf
-    flat = jnp.reshape(jnp.asarray(leaf), -1)
-    return flat.at[m.places].get(mode="fill", fill_value=0, **_PLACES).reshape(_gathered_shape(m, leaf))
+    return elements(leaf, m.places) if _is_gathered(m) else leaf
 
 
-def _spread(m: Any, elements: Any, leaf: Any) -> Any:
-    """The leaf with `elements` at the places of the mask; of a leaf that is not gathered the elements as they are."""
-    if not _is_gathered(m) or elements is None:
-        return elements
-    flat = jnp.reshape(jnp.asarray(leaf), -1)
-    return flat.at[m.places].set(jnp.reshape(elements, -1), mode="drop", **_PLACES).reshape(jnp.shape(leaf))
+def _spread(m: Any, of_leaf: Any, leaf: Any) -> Any:
+    """The leaf with the elements `of_leaf` at the places of the mask; of one that is not gathered these as they are."""
+    return with_elements(leaf, m.places, of_leaf) if _is_gathered(m) and of_leaf is not None else of_leaf
 
 
 def _spread_update(of_mask: Any, m: Any, leaf: Any, update: Any) -> Any:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
+from scipy import special
 
 from tljax.types import InputError
 
@@ -95,7 +96,7 @@ def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     _coverage(level)
     if not 0 <= right <= n or n < 1:
         raise InputError(f"{right} right of {n} test items: give at least one item, and 0 to all of them right")
-    ends = stats.binomtest(int(right), int(n)).proportion_ci(level, method="wilson")
+    ends = scipy.stats.binomtest(int(right), int(n)).proportion_ci(level, method="wilson")
     return float(ends.low), float(ends.high)
 
 
@@ -119,7 +120,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = N
     if groups is not None:
         return _signs(np.bincount(_groups(groups, len(first)), first.astype(int) - second).astype(int))
     wins, losses = int(np.sum(first & ~second)), int(np.sum(second & ~first))
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def _signs(sums: np.ndarray) -> float:
@@ -127,7 +128,7 @@ def _signs(sums: np.ndarray) -> float:
     chances = np.ones(1)
     for size, times in zip(*np.unique(np.abs(sums[sums != 0]), return_counts=True), strict=True):
         several = np.zeros(size * times + 1)
-        several[::size] = stats.binom.pmf(np.arange(times + 1), times, 0.5)
+        several[::size] = scipy.stats.binom.pmf(np.arange(times + 1), times, 0.5)
         chances = np.convolve(chances, several)
     total = len(chances) - 1
     return min(1.0, float(chances[np.abs(2 * np.arange(total + 1) - total) >= abs(sums.sum())].sum()))
@@ -250,7 +251,7 @@ def power_equivalent(standard_error: float, degrees: float, critical: float, inn
 @functools.lru_cache(maxsize=1)
 def _chi(degrees: float) -> np.ndarray:
     """4096 quantiles of the estimated standard error over the true one, float [4096]."""
-    return np.sqrt(stats.chi2.ppf((np.arange(4096) + 0.5) / 4096, degrees) / degrees)
+    return np.sqrt(scipy.stats.chi2.ppf((np.arange(4096) + 0.5) / 4096, degrees) / degrees)
 
 
 def _range(power: Callable[[float], float], interval: Interval) -> tuple[float, float]:
@@ -259,7 +260,7 @@ def _range(power: Callable[[float], float], interval: Interval) -> tuple[float, 
     The squared error is chi-square over its degrees (Taylor and Muller 1995, "Computing confidence bounds for power and
     sample size of the general linear univariate model").
     """
-    chances = stats.chi2.ppf([0.05, 0.95], interval.degrees)
+    chances = scipy.stats.chi2.ppf([0.05, 0.95], interval.degrees)
     largest, least = interval.standard_error * np.sqrt(interval.degrees / chances)
     return power(float(largest)), power(float(least))
 
@@ -382,7 +383,7 @@ def _intervals(family: _Family, level: float) -> list[Interval]:
 
 
 def _interval(mean: float, error: float, degrees: float, tail: float, level: float) -> Interval:
-    half = float(stats.t.isf(tail / 2, degrees)) * error
+    half = float(scipy.stats.t.isf(tail / 2, degrees)) * error
     return Interval(mean, mean - half, mean + half, error, degrees, level)
 
 
@@ -402,7 +403,7 @@ def _size(interval: Interval, narrow: Interval, margin: float) -> str:
 
 def _adjusted(interval: Interval, beyond: Callable[[float], float]) -> float:
     """The single-step p: of the normal variable with the same tail, the probability that the largest is beyond."""
-    alone = stats.t.sf(abs(interval.mean) / interval.standard_error, interval.degrees)
+    alone = scipy.stats.t.sf(abs(interval.mean) / interval.standard_error, interval.degrees)
     return beyond(float(-special.ndtri(alone)))
 
 
@@ -608,7 +609,7 @@ def _directions(rank: int) -> np.ndarray:
     """Directions of length 1: float [DIRECTIONS, rank]; [1, 1] where there is but one direction."""
     if rank == 1:
         return np.ones((1, 1))
-    points = stats.qmc.Sobol(rank, scramble=False).random(DIRECTIONS) + 0.5 / DIRECTIONS
+    points = scipy.stats.qmc.Sobol(rank, scramble=False).random(DIRECTIONS) + 0.5 / DIRECTIONS
     normals = special.ndtri(points)
     return np.asarray(normals / np.linalg.norm(normals, axis=1, keepdims=True))
 
@@ -620,5 +621,5 @@ def simultaneous_tail(beyond: Callable[[float], float], m: int, level: float) ->
     0.05
     """
     alone, bonferroni = special.ndtri([(1 - level) / 2, (1 - level) / (2 * m)])
-    z = optimize.brentq(lambda z: beyond(z) - (1 - level), -alone - 1e-3, -bonferroni + 1e-3, xtol=1e-10)
+    z = scipy.optimize.brentq(lambda z: beyond(z) - (1 - level), -alone - 1e-3, -bonferroni + 1e-3, xtol=1e-10)
     return 2 * float(special.ndtr(-z))

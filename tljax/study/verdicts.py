@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from tljax.study import statistics, units
 from tljax.study.results import Result
@@ -531,7 +531,7 @@ def alone(
         interval = judge((scores if several else scores[0]) / conditions.scale, level, of_items)
         mean, low, high, error, degrees, _ = _scaled(interval, conditions.scale)
         if single and not rights:
-            p = 2 * float(stats.t.sf(abs(mean) / error, degrees))
+            p = 2 * float(scipy.stats.t.sf(abs(mean) / error, degrees))
     return Comparison(
         source=cells[0].source,
         target=cells[0].target,
