@@ -35,6 +35,7 @@ import numpy as np
 
 from experiments.runs import (
     command_line,
+    confirmation,
     console,
     directory,
     looks,
@@ -81,6 +82,7 @@ class ReportFlags:
     looks: int | None = flag(None, "the number of planned looks at the results; default the run's, else 1")
     against: str | None = flag(None, "the strategy that the others are compared with; default the run's, else scratch")
     verdict_on: str | None = flag(None, "what verdicts are on, target or retention; default the run's, else target")
+    ledger: str | None = flag(None, "a file that counts all looks, as in experiments.compare", place="path")
 
 
 class Runs(NamedTuple):
@@ -118,6 +120,9 @@ def run(options: ReportFlags) -> None:
     table = fits_of.right(parts, on)  # raises InputError for what is no study, before it counts as looked at
     fits, places = looks.judged_fits_of_runs(run_parts, judging.against, on), (folder / "looks", looks.place())
     look = max(runs.looks, looks.count(fits, judging, places))
+    notes += (
+        confirmation.enter_report(options.ledger, parts, judging.against) if options.ledger and on == "target" else []
+    )
     folder.mkdir(parents=True, exist_ok=True)
     notes += looks.write(fits, judging, look, places)
     from experiments.pages import compare as page  # draws: matplotlib takes a second to import

@@ -46,7 +46,7 @@ DESIGNS = (
     Design("every strategy is confirmed, under 40 seeds"),
     Design("under 24 seeds", seeds=24),
     Design("only what looked better is confirmed, under 24 seeds", seeds=24, interesting=True),
-    Design("items in groups of 1 to 9, under 40 seeds", mean_size=5, study=STUDY._replace(arm=0.025)),
+    Design("3,000 items in groups of 1 to 9, under 24 seeds", 24, 3000, mean_size=5, study=STUDY._replace(arm=0.02)),
     Design("fits with a long tail of bad ones, under 40 seeds", study=STUDY._replace(skewed=True)),
 )
 

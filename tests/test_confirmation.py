@@ -259,8 +259,15 @@ def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, caps
     file.write_text(json.dumps({**says, "design": {"seeds": "8-11", "train_examples": "all"}}))
     with pytest.raises(InputError, match="registered before with another design"):
         compare.main(line(tasks, tmp_path, "again", *confirming, seeds=(8, 9, 10, 11)))
-    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}"])
+    before = (tmp_path / "ledger.jsonl").read_bytes()
+    told = f"--ledger={tmp_path / 'ledger.jsonl'}"
+    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", told])
     assert digest in (tmp_path / "pages" / "report.md").read_text()
+    assert (tmp_path / "ledger.jsonl").read_bytes() == before  # the same fits are no new look
+    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", f"{told}2"])
+    with ledger.opened(tmp_path / "ledger.jsonl2") as book:
+        (look,) = book.of_kind("look")
+        assert look["half"] == "all" and look["seeds"] == [4, 5, 6, 7] and len(look["methods"]) == 1
     with pytest.raises(InputError, match="two sets of test examples"):
         both = f"{tmp_path / 'confirmed'},{tmp_path / 'explored'}"
         report.main(["report", f"--runs={both}", f"--output={tmp_path / 'both'}"])

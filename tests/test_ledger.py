@@ -156,7 +156,8 @@ from pathlib import Path
 from tljax.study import ledger
 for number in range(40):
     with ledger.opened(Path(sys.argv[1])) as book:
-        book.add({"kind": "look", "test_set": sys.argv[2], "half": "all", "methods": [], "seeds": [number], "fits": ""})
+        about = {"kind": "look", "test_set": sys.argv[2], "half": "all", "methods": [], "keys": [], "fits": ""}
+        book.add({**about, "seeds": [number]})
         print(number, flush=True)
 """
 

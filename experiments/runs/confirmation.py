@@ -25,11 +25,13 @@ from experiments.runs import command_line, console, fields, looks, plan
 from experiments.runs.command_line import flag
 from experiments.runs.judging import Judging
 from experiments.runs.plan import Experiment
+from experiments.runs.predictions import Predictions, all_groups
 from experiments.runs.settings import ExperimentFlags
 from tljax import files, plugins
 from tljax.data.derive import select
 from tljax.study import ledger, statistics, summary, units
 from tljax.study.ledger import LEVEL, Ledger
+from tljax.study.results import Result
 from tljax.study.summary import listed
 from tljax.study.verdicts import Comparison, Right, area, base_of, scale
 from tljax.types import InputError, Task
@@ -145,9 +147,15 @@ def _whole(experiment: Experiment) -> Experiment:
 def test_set_of(task: Task) -> str:
     """The digest that a ledger knows a test set by: of its whole targets, and groups."""
     task = task.whole if isinstance(task, HalfTask) and task.whole else task
-    about = looks.name_of_test_set(np.asarray(task.test.targets))
-    groups = "" if task.test.groups is None else looks.name_of_test_set(np.asarray(task.test.groups))
-    return about if not groups else f"{about}-{groups}"
+    groups = task.test.groups
+    return _digest_of_set(np.asarray(task.test.targets), None if groups is None else np.asarray(groups))
+
+
+def _digest_of_set(targets: np.ndarray, groups: np.ndarray | None) -> str:
+    about = looks.name_of_test_set(targets)
+    if groups is None:
+        return about
+    return f"{about}-{looks.name_of_test_set(np.unique(groups, return_inverse=True)[1])}"
 
 
 def refuse_evals(half: str, experiments: Sequence[Experiment], tasks: Collection[Task]) -> None:
@@ -298,6 +306,15 @@ class _Planned(NamedTuple):
     """Each strategy with a digest of its recipe and source: what is tried."""
     seeds: tuple[int, ...]
     fits: str
+    """A digest of the keys of the fits on the whole test set."""
+    keys: tuple[str, ...]
+    """The beginnings of the keys of the fits."""
+    half_set: str
+    """The digest of the test examples that are judged."""
+
+    def record(self) -> dict[str, Any]:
+        """The fields of an entry that tell of it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in self._asdict().items()}
 
 
 def enter(
@@ -333,20 +350,30 @@ def _planned(experiments: Sequence[Experiment], against: str) -> _Planned:
     methods: dict[str, None] = {}
     seeds: set[int] = set()
     keys: set[str] = set()
+    own_keys = sorted({key[:KEY] for each in experiments for key in plan.planned(each)})
     for experiment in map(_whole, experiments):
         for key, job in plan.planned(experiment).items():
             keys.add(key)
             seeds.add(job.seed)
             name = summary.label(job.result)
             if name not in ("scratch", against):
-                source = f" from {experiment.source.name}" if experiment.source else ""
-                methods[f"{name}{source} ({str(job.result.recipe)[:8]})"] = None
+                methods[_method(job.result, experiment.source.name if experiment.source else None)] = None
     digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
-    return _Planned(tuple(methods), tuple(sorted(seeds)), digest)
+    test = experiments[0].target.test
+    half_set = _digest_of_set(np.asarray(test.targets), None if test.groups is None else np.asarray(test.groups))
+    return _Planned(tuple(methods), tuple(sorted(seeds)), digest, tuple(own_keys), half_set)
 
 
-def _tried(book: Ledger, test_set: str) -> list[Mapping[str, Any]]:
-    """The entries that tell of strategies that were tried on a test set."""
+KEY = 12
+"""How many characters of a fit's key a ledger has."""
+
+
+def _method(result: Result, source: str | None) -> str:
+    return f"{summary.label(result)}{f' from {source}' if source else ''} ({str(result.recipe)[:8]})"
+
+
+def _tried(book: Ledger, test_set: str | None = None) -> list[Mapping[str, Any]]:
+    """The entries that tell of strategies that were tried on a test set, or on any."""
     return [*book.of_kind("look", test_set), *book.of_kind("registration", test_set)]
 
 
@@ -369,7 +396,7 @@ def _add_look(book: Ledger, test_set: str, half: str, tried: _Planned, name: str
     """Write a look, unless the same fits were looked at on this half before."""
     same = {"test_set": test_set, "half": half, "fits": tried.fits}
     if not any(same.items() <= entry.items() for entry in book.of_kind("look", test_set)):
-        book.add({"kind": "look", **same, "target": name, "methods": tried.methods, "seeds": tried.seeds})
+        book.add({"kind": "look", **same, "target": name, **tried.record()})
 
 
 def _register(book: Ledger, test_set: str, registration: Registration, tried: _Planned, name: str) -> int:
@@ -402,9 +429,43 @@ def _register(book: Ledger, test_set: str, registration: Registration, tried: _P
             )
     number = 1 + len(book.of_kind("registration"))
     about = {"test_set": test_set, "half": "confirm", "target": name, "digest": registration.digest, "claim": claim}
-    more = {"methods": tried.methods, "seeds": tried.seeds, "fits": tried.fits, "number": number}
-    book.add({"kind": "registration", **about, **more, "says": dict(registration.claim)})
+    book.add({"kind": "registration", **about, **tried.record(), "number": number, "says": dict(registration.claim)})
     return number
+
+
+def enter_report(place: str, parts: Sequence[Predictions], against: str) -> list[str]:
+    """Write to a ledger what is judged of fits that were made before; returns notes as `enter` does.
+
+    Fits of one run that the ledger has are no new look; which half they are of is known from there too.
+    """
+    rows: dict[str, list[Result]] = {}
+    for part in parts:
+        for row in part.rows if not part.longer else ():
+            if row.target in part.labels:
+                rows.setdefault(row.target, []).append(row)
+    notes: list[str] = []
+    groups = all_groups(parts)
+    labels = {target: each for part in parts for target, each in part.labels.items()}
+    with ledger.opened(files.place(place, "ledger"), None, console.say) as book:
+        for target, members in rows.items():
+            half_set = _digest_of_set(np.asarray(labels[target]), groups.get(target))
+            known = [entry for entry in _tried(book) if entry.get("half_set") == half_set]
+            test_set, half = (known[0]["test_set"], known[0]["half"]) if known else (half_set, "all")
+            keys = {row.key[:KEY] for row in members}
+            methods = dict.fromkeys(name for entry in known if keys & {*entry["keys"]} for name in entry["methods"])
+            new = [row for row in members if not any(row.key[:KEY] in entry["keys"] for entry in known)]
+            methods |= dict.fromkeys(
+                _method(row, row.source) for row in new if summary.label(row) not in ("scratch", against)
+            )
+            notes += _notes_before(book, test_set, target, methods)
+            if any(keys <= {*entry["keys"]} for entry in known):
+                continue
+            fits = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
+            seeds = tuple(sorted({row.seed for row in members}))
+            _add_look(
+                book, test_set, half, _Planned(tuple(methods), seeds, fits, tuple(sorted(keys)), half_set), target
+            )
+    return notes
 
 
 # ---- After training

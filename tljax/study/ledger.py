@@ -186,8 +186,10 @@ def _lock(file: Path, descriptor: int) -> None:
 
 _FORMS: dict[str, dict[str, Any]] = {
     "ledger": {"format": int, "level": float},
-    "look": {"test_set": str, "half": str, "methods": list, "seeds": list, "fits": str},
-    "registration": {"test_set": str, "half": str, "digest": str, "claim": str, "methods": list, "number": int},
+    "look": {"test_set": str, "half": str, "methods": list, "seeds": list, "fits": str, "keys": list},
+    "registration": {
+        **{"test_set": str, "half": str, "digest": str, "claim": str, "methods": list, "keys": list, "number": int}
+    },
     "confirmation": {"test_set": str, "digest": str, "number": int, "e": float, "decision": str},
 }
 """{kind of entry: the fields that are read again, and their types}."""
