@@ -9,6 +9,7 @@ import pytest
 from experiments import check
 from experiments.runs import process
 from tljax import plugins
+from tljax.audit import ends
 
 ROOT = Path(__file__).parent.parent
 NAMES = plugins.names("tljax.strategies", "strategy")
@@ -21,6 +22,7 @@ LINT = {
     "lint on None, integers, empty dict",
     "lint on scalars",
 }
+ENDS = {ends.FORM, ends.KEPT, ends.FOLLOWS, ends.FINITE}
 TRAINED = {"frozen leaves keep their bytes", "trained leaves move", "one compilation a phase", "jit equals no jit"}
 
 
@@ -44,6 +46,7 @@ def test_every_strategy_of_the_folder_is_green(name, capsys):
     assert rows.keys() >= LINT | TRAINED
     assert {word for word, _ in rows.values()} <= {"ok", "-"}
     assert all(rows[promise][0] == "ok" for promise in TRAINED)
+    assert (rows.keys() & ENDS) == (ENDS if plugins.method(name)[0].finish else set())
     assert "full training" in next(detail for row, (_, detail) in rows.items() if row.startswith("FLOPs"))
 
 

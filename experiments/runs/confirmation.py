@@ -81,6 +81,8 @@ def require_flags(options: LedgerFlags, judging: Judging) -> None:
         raise InputError("--false_discoveries is of a ledger: give --ledger=FILE")
     if options.half != "all" and judging.verdict_on == "retention":
         raise InputError(f"--{options.half} halves the target's test set: it has no --verdict_on=retention")
+    if options.confirm and judging.until:
+        raise InputError("--until: a confirmation is of the seeds that were registered: leave it out")
     if options.confirm and judging.looks != 1:
         raise InputError(f"--looks={judging.looks}: a confirmation is one look, at --looks=1")
 
@@ -318,12 +320,17 @@ class _Planned(NamedTuple):
 
 
 def enter(
-    options: LedgerFlags, experiments: Sequence[Experiment], judging: Judging, registration: Registration | None
+    options: LedgerFlags,
+    experiments: Sequence[Experiment],
+    judging: Judging,
+    registration: Registration | None,
+    seeds: Collection[int] = (),
 ) -> Entered | None:
     """Write to the ledger what is to be judged; None without a ledger.
 
-    Raises InputError where a confirmation cannot be one: its seeds were explored, its half was seen, the registration
-    was changed, or the claim was tested before.
+    `seeds` are those that may be trained too, beside those that are planned. Raises InputError where a confirmation
+    cannot be one: its seeds were explored, its half was seen, the registration was changed, or the claim was tested
+    before.
     """
     if not options.ledger:
         return None
@@ -336,6 +343,7 @@ def enter(
     with ledger.opened(file, options.false_discoveries, console.say) as book:
         for test_set, of_set in by_set.items():
             tried, name = _planned(of_set, judging.against), of_set[0].target.name
+            tried = tried._replace(seeds=tuple(sorted({*tried.seeds, *seeds})))
             before = _notes_before(book, test_set, name, tried.methods)
             if registration is None:
                 _add_look(book, test_set, options.half, tried, name)
