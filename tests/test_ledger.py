@@ -16,14 +16,8 @@ from tljax.types import InputError
 
 
 def look(**changes):
-    return {
-        "kind": "look",
-        "test_set": "a",
-        "half": "explore",
-        "methods": ["full"],
-        "seeds": [0],
-        "fits": "x",
-    } | changes
+    of_fits = {"methods": ["full"], "seeds": [0], "fits": "x", "keys": ["y"]}
+    return {"kind": "look", "test_set": "a", "half": "explore", **of_fits} | changes
 
 
 def test_the_shares_of_the_level_sum_to_one_and_fall():

@@ -258,10 +258,9 @@ def require_registered(
         if actual != wanted:
             there, here = (",".join(map(str, each)) if isinstance(each, tuple) else each for each in (wanted, actual))
             raise InputError(f"--{name}={here}: {there} is registered: run what was registered, or register another")
-    if judging.margin != registration.smallest_effect:
-        raise InputError(
-            f"--margin={judging.margin:g}: the smallest effect registered is {registration.smallest_effect:g}"
-        )
+    if judging.margin is None or judging.margin != registration.smallest_effect:
+        smallest = registration.smallest_effect
+        raise InputError(f"--margin={judging.margin}: the smallest effect that was registered is {smallest:g}")
     claim = registration.claim
     if judging.against != claim["against"]:
         raise InputError(f"--against={judging.against}: the claim is against {claim['against']}")
