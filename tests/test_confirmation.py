@@ -238,6 +238,7 @@ def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, caps
         strategies=("full", "head_only"),
     )
     refused("smallest effect that was registered is 0.5", "--margin=1", seeds=(4, 5, 6, 7))
+    refused("a claim is of one difference", "--family=budgets", seeds=(4, 5, 6, 7), train_examples=("all", "4/class"))
     refused("is the test set of", f"--eval={tasks / 'clothes.npz'}", seeds=(4, 5, 6, 7))
     compare.main(line(tasks, tmp_path, "confirmed", *confirming, seeds=(4, 5, 6, 7)))
     page = (tmp_path / "confirmed" / "report.md").read_text()

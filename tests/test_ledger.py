@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import simulate_ledger
 
 from tljax.study import ledger
 from tljax.types import InputError
@@ -186,3 +187,14 @@ def test_a_line_is_one_object_in_json(tmp_path):
     with ledger.opened(file) as book:
         book.add(look(methods=["a\nb", "é"]))
     assert [json.loads(line)["kind"] for line in file.read_text(encoding="utf-8").splitlines()] == ["ledger", "look"]
+
+
+@pytest.mark.slow
+def test_200_null_strategies_and_20_effects_in_one_ledger():
+    """Explored at will and confirmed once each, as `simulate_ledger` says; the page has more of it."""
+    outcomes = [
+        simulate_ledger.simulated(np.random.default_rng([1, 0, i]), simulate_ledger.DESIGNS[0]) for i in (0, 1, 2)
+    ]
+    assert all(each.tested == 220 for each in outcomes)
+    assert np.mean([each.false / max(1, each.confirmed) for each in outcomes]) <= ledger.LEVEL
+    assert np.mean([each.found for each in outcomes]) >= 16

@@ -12,6 +12,7 @@ whole test set) or which registration is to be tested; `decide` tests it, once, 
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -250,6 +251,8 @@ def require_registered(
     `values` are the flags that programs share, {flag: value}, and `options` those of the program, as they were given;
     `judging` has the margin and the base by their names.
     """
+    if judging.family == "budgets" and any(len(each.settings.train_examples) > 1 for each in experiments):
+        raise InputError("--family=budgets: a claim is of one difference: register family as area, or as one budget")
     for name, wanted in registration.design.items():
         shared = {**DEFAULTS, **values}
         actual = (
@@ -343,7 +346,7 @@ def enter(
         for test_set, of_set in by_set.items():
             tried, name = _planned(of_set, judging.against), of_set[0].target.name
             tried = tried._replace(seeds=tuple(sorted({*tried.seeds, *seeds})))
-            before = _notes_before(book, test_set, name, tried.methods)
+            before = _notes_before(book, test_set, options.half, name, tried)
             if registration is None:
                 _add_look(book, test_set, options.half, tried, name)
             else:
@@ -381,17 +384,23 @@ def _method(result: Result, source: str | None) -> str:
 
 def _tried(book: Ledger, test_set: str | None = None) -> list[Mapping[str, Any]]:
     """The entries that tell of strategies that were tried on a test set, or on any."""
-    return [*book.of_kind("look", test_set), *book.of_kind("registration", test_set)]
+    kinds = ("look", "registration")
+    return [each for each in book.entries if each["kind"] in kinds and test_set in (None, each["test_set"])]
 
 
-def _notes_before(book: Ledger, test_set: str, name: str, methods: Collection[str]) -> list[str]:
-    """How many strategies were tried on a test set before these, as the ledger has it."""
-    entries = _tried(book, test_set)
-    others = {method for entry in entries for method in entry["methods"]} - {*methods}
-    looked, tested = len(book.of_kind("look", test_set)), len(book.of_kind("registration", test_set))
+def _notes_before(book: Ledger, test_set: str, half: str, name: str, tried: _Planned) -> list[str]:
+    """How many strategies were tried on a test set before these fits first were, as the ledger has it."""
+    before = list(
+        itertools.takewhile(
+            lambda entry: (entry.get("half"), entry.get("fits")) != (half, tried.fits), _tried(book, test_set)
+        )
+    )
+    others = {method for entry in before for method in entry["methods"]} - {*tried.methods}
+    tested = sum(entry["kind"] == "registration" for entry in before)
     return [
         f"ledger: {_count(len(others), 'other strategy', 'other strategies')} had been tried on the test set of {name} "
-        f"before, in {_count(looked, 'look', 'looks')} and {_count(tested, 'confirmation', 'confirmations')}"
+        f"before, in {_count(len(before) - tested, 'look', 'looks')} and "
+        f"{_count(tested, 'confirmation', 'confirmations')}"
     ]
 
 
@@ -464,14 +473,15 @@ def enter_report(place: str, parts: Sequence[Predictions], against: str) -> list
             methods |= dict.fromkeys(
                 _method(row, row.source) for row in new if summary.label(row) not in ("scratch", against)
             )
-            notes += _notes_before(book, test_set, target, methods)
-            if any(keys <= {*entry["keys"]} for entry in known):
-                continue
             fits = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
             seeds = tuple(sorted({row.seed for row in members}))
-            _add_look(
-                book, test_set, half, _Planned(tuple(methods), seeds, fits, tuple(sorted(keys)), half_set), target
-            )
+            tried = _Planned(tuple(methods), seeds, fits, tuple(sorted(keys)), half_set)
+            same = next((entry for entry in known if keys <= {*entry["keys"]}), None)
+            if same is not None:
+                tried = tried._replace(fits=same["fits"])
+            notes += _notes_before(book, test_set, half, target, tried)
+            if same is None:
+                _add_look(book, test_set, half, tried, target)
     return notes
 
 
