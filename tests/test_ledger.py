@@ -58,6 +58,17 @@ def test_e_lond_keeps_false_discoveries_within_its_level(shared):
     assert np.mean(false_shares) <= level + 2 * error and np.mean(found) > 12
 
 
+def test_e_lond_spends_its_level_and_no_more_on_bets_that_win_at_the_threshold_alone():
+    """Null claims whose e-values are what is needed or 0, with the mean 1: the worst that e-LOND has to bear."""
+    rng, level, false = np.random.default_rng(2), 0.3, []
+    for _ in range(2000):
+        needed = np.array([ledger.threshold(number, 0, level) for number in range(1, 41)])
+        won = rng.random(40) < 1 / needed
+        false.append(won.any())  # all are null: the false share is 1 as soon as any is confirmed
+    spent = level * sum(ledger.share(number) for number in range(1, 41))
+    assert spent / 2 < np.mean(false) <= spent + 2 * np.sqrt(spent / 2000)
+
+
 def test_what_is_written_is_read_again_and_the_level_stays(tmp_path):
     file = tmp_path / "ledger.jsonl"
     with ledger.opened(file, 0.1) as book:

@@ -296,7 +296,9 @@ def test_a_sentence_says_no_more_than_its_numbers():
                 table[cell(f"s{number}_{spread}")] = {i: at(each, 1000) for i, each in enumerate(rates)}
         family = judgements(table, margin)[0]
         text, _, end = comparisons.sentence(family, 0.95).rpartition(" (a margin of ")
+        sizes = {each.strategy: each.size for each in family}
         assert end.startswith(f"{100 * margin:g} points, 95 % for all")
+        assert ("by a narrower interval" in end) == ("within" in sizes.values())
         named = []
         for clause in text.split("; "):
             words, _, rest = clause.partition(": ")
@@ -305,6 +307,8 @@ def test_a_sentence_says_no_more_than_its_numbers():
                 assert float(low) <= float(mean) <= float(high)
                 holds = CLAUSES[words[:1].lower() + words[1:]]
                 assert holds(float(low), float(high), 100 * margin), (clause, margin)
+                small = ", by less" in words or "that matters" in words
+                assert small == (abs(float(mean)) < 100 * margin and sizes[name] == "within"), (clause, margin)
                 named.append(name)
         assert sorted(named) == sorted(each.strategy for each in family)
     assert seen.keys() == CLAUSES.keys()

@@ -682,7 +682,9 @@ def _of_one_metric(
     if not metric.larger_is_better:
         points += ", of which less is better: differences are turned, so that positive is better"
     looked_at = ", whenever they are looked at" if members[0].sequence else ""
-    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for {together}{looked_at})."
+    # The interval in the sentence may reach beyond the margin where the narrower one of equivalence does not.
+    narrower = "; below the margin by a narrower interval" if any(each.size == "within" for each in judged) else ""
+    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for {together}{looked_at}{narrower})."
 
 
 _MEANING = {
