@@ -35,6 +35,7 @@ from experiments.runs import (
     process,
     times,
     tuned,
+    until,
 )
 from experiments.runs.command_line import flag
 from experiments.runs.judging import (
@@ -66,6 +67,7 @@ class CompareFlags(Judging, ExperimentFlags):
         False, "measure what is left of the source: its metric on its own test set, its own head put back", role="free"
     )
     longer_scratch: bool = flag(True, "scratch with the source's steps added to its own, for the second comparison")
+    most: int = flag(40, "with --until=decided: the number of seeds at which it ends in any case", role="free")
     tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it", place="path")
 
 
@@ -92,12 +94,15 @@ def _run(
 ) -> list[Result]:
     settings = Settings.from_flags(**values)
     require_valid(options)
+    seeds_of_rounds = until.rounds(options, settings, options.most)
+    options = until.of_a_plan(options, options.most)
+    values = {**values, "seeds": seeds_of_rounds[0]}
     names = {plugins.called(text): text for text in ("scratch", *settings.strategies)}
     base = names.get(options.against, options.against)
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
     execution = noted.watched(process.prepare(settings))
-    parts = planned(values, options, settings, execution, typed)
+    parts = planned(values, options, replace(settings, seeds=seeds_of_rounds[0]), execution, typed)
     for part in parts:
         require_variation(part.experiment)
     strategy = plan.read_strategy(base)
@@ -118,20 +123,45 @@ def _run(
         _show(parts)
         return []
     data = {name: mark for part in parts for name, mark in plan.fingerprints(part.experiment).items()}
-    _say_looks(parts, judging, evals)
+    if not judging.until:
+        _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
     leave = tuned.searched_flags() if options.tuned else ()
     with directory.opened(settings, "compare", command_line.flagfile_lines(options), leave=leave) as folder:
-        results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
-        results = [result for _, of_part in results_of for result in of_part]
+        results, judged = _trained(parts, folder, data, evals)
+        for i in range(1, len(seeds_of_rounds) + 1 if judging.until else 0):
+            family = until.family(judged, judging)
+            after = seeds_of_rounds[i] if i < len(seeds_of_rounds) else ()
+            console.say(until.line(family, sum(map(len, seeds_of_rounds[:i])), len(after)))
+            wanted = until.open_of(family, judging.against)
+            if not wanted or not after:
+                break
+            of_round = {**values, "seeds": after}, options, replace(settings, seeds=after)
+            open_parts = _open(planned(*of_round, execution, typed), wanted)
+            more_results, more = _trained(open_parts, folder, data, evals)
+            results, judged = [*results, *more_results], [*judged, *more]
         if process.first():
-            judged = [_predictions(part, of_part, evals, folder) for part, of_part in results_of]
             several = directory.mixed_environments(folder, [result.name for result in results])
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
             page.show(folder, judged, judging, [*notes(parts, options), *several])
             noted.leave(folder)
     return results
+
+
+def _trained(
+    parts: Sequence[Part], folder: Path, data: Mapping[str, str], evals: Sequence[evaluations.Evaluation]
+) -> tuple[list[Result], list[predictions.Predictions]]:
+    """Train what is missing of these parts; (the results, in the first process what they are judged by)."""
+    results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
+    judged = [_predictions(part, of_part, evals, folder) for part, of_part in results_of] if process.first() else []
+    return [result for _, of_part in results_of for result in of_part], judged
+
+
+def _open(parts: Sequence[Part], wanted: Collection[tuple[str | None, str, str]]) -> list[Part]:
+    """The parts with those of their strategies of which fits are wanted still, as `until.open_of` says."""
+    opened = [part._replace(experiment=until.open_strategies(part.experiment, wanted)) for part in parts]
+    return [part for part in opened if part.experiment.strategies]
 
 
 def planned(

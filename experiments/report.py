@@ -80,6 +80,7 @@ class ReportFlags:
     family: str | None = flag(None, "what is judged, area, budgets or a number of labels; default the run's, else area")
     looks: int | None = flag(None, "the number of planned looks at the results; default the run's, else 1")
     against: str | None = flag(None, "the strategy that the others are compared with; default the run's, else scratch")
+    until: str | None = flag(None, "decided: intervals hold at any number of seeds; default as the run was judged")
     verdict_on: str | None = flag(None, "what verdicts are on, target or retention; default the run's, else target")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pages import export, figures, report, tables, transfer
+from experiments.pages import anytime, beside, export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import console, directory, looks, predictions
 from experiments.runs.console import Table
@@ -72,9 +72,10 @@ def judged(
     rows = [row for part in parts if not part.longer for row in part.rows]
     margin, level = margins(judging, metrics), 1 - (1 - judging.level) / judging.looks
     by_set: Any = {"groups": groups, "metrics": metrics, "on": "source" if on == "retention" else "target"}
+    by_set["sequence"] = bool(judging.until)
     more: Any = {"looks": judging.looks, **by_set}
     family, others = compared(_without_longer(table), margin, judging.level, judging.family, judging.against, **more)
-    if look > judging.looks:
+    if look > judging.looks and not judging.until:
         reason = f"looked at {look} times with {judging.looks} planned"
         family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
     curves = {name: curve for part in parts for name, curve in part.curves.items()}
@@ -97,10 +98,12 @@ def judged(
             *_divergence_notes(rows),
             *tables.metrics_without_number(rows),
             *_family_notes(family),
+            *anytime.notes(family),
             *_uncompared_notes(_without_longer(table), family, judging.against),
         ],
         predictions.most_wrong([part for part in parts if not part.longer]),
         on,
+        beside.of_study(parts, _without_longer(table), rows, curves, family, of_targets, level, judging, by_set),
     )
 
 
@@ -156,6 +159,8 @@ def _metric_notes(metrics: Mapping[str, Metric], family: Sequence[Comparison], o
 
 def _look_notes(look: int, judging: Judging) -> list[str]:
     """Notes on how often the fits were looked at: each planned look spends its share of the allowed errors."""
+    if judging.until:
+        return []  # every look is allowed
     if look > judging.looks:
         return [
             f"looked at {look} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
@@ -322,6 +327,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
             _gains(study.family, notes),
         ),
         Section("Each comparison by itself", "each", _single_comparisons(study.others, notes)),
+        *beside.sections(study, classes, notes),
         Section("Milestones", "milestones", _milestones(study, notes)),
         *_sections_at_largest_budget(study, fits, classes, strokes, notes),
         Section("Most often wrong", "wrong", _most_wrong(study, notes)),
@@ -434,7 +440,7 @@ def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str
     what = f"area under {names} against labels" if area else names if verdict_on == "retention" else f"test {names}"
     level = listed(f"{100 * comparison.level:.4g}" for comparison in family)
     against = f"Against {listed(comparison.against for comparison in family)}"
-    caption = VERDICTS.format(against=against, what=what, level=level)
+    caption = VERDICTS.format(against=against, what=what, level=level) + anytime.caption(family)
     table, shared = tables.same(tables.verdicts(family), 6)
     return [
         Block(caption + shared + notes, table),

@@ -411,7 +411,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
             Cell(between(comparison.power)),
             Cell(between(comparison.power_equivalent)),
             Cell(units.shown(metric, comparison.margin)),
-            Cell(_labels(comparison.budgets)),
+            Cell(labels_of(comparison.budgets)),
             Cell(count(comparison.fits)),
             Cell(count(comparison.items), "" if groups is None else f"in {count(groups)} groups"),
         ]
@@ -452,7 +452,7 @@ def _compared(comparison: Comparison) -> list[Cell]:
     points, _, ends = difference(comparison)
     interval = f"[{ends[0]}, {ends[1]}]" if ends else NOTHING
     about = (comparison.strategy, comparison.source or NOTHING, comparison.target)
-    return list(map(Cell, (*about, _labels(comparison.budgets), count(comparison.fits), points, interval)))
+    return list(map(Cell, (*about, labels_of(comparison.budgets), count(comparison.fits), points, interval)))
 
 
 def between(chances: tuple[float, float] | None) -> str:
@@ -497,10 +497,11 @@ def by_budget(comparisons: Sequence[Comparison], against: str) -> Table:
         row = cells.setdefault((place(comparison.source, comparison.target), comparison.strategy), {})
         row[comparison.budgets] = difference(comparison)
     budgets = sorted({comparison.budgets for comparison in chosen}, key=lambda each: (len(each), each))
-    return _across(f"Differences from {against}", cells, {each: _labels(each) for each in budgets})
+    return _across(f"Differences from {against}", cells, {each: labels_of(each) for each in budgets})
 
 
-def _labels(budgets: Sequence[int]) -> str:
+def labels_of(budgets: Sequence[int]) -> str:
+    """The numbers of labels of a comparison: one, or the least and the greatest."""
     low, high = min(budgets), max(budgets)
     return count(low) if low == high else f"{count(low)} to {count(high)}"
 

@@ -42,6 +42,11 @@ class Judging:
         choices=("target", "retention"),
         neutral="target",
     )
+    until: str | None = flag(
+        None,
+        "decided: seeds are added, up to --most, until every verdict is decided; intervals hold at any number of seeds",
+        neutral="",
+    )
     end: str = "last"
     """Which parameters of the fits are judged, as --verdict_of of their run says; no flag, but a part of the record."""
 
@@ -56,6 +61,12 @@ def require_valid(judging: Judging) -> None:
         raise InputError(f"--looks={judging.looks}: give 1 or more")
     if not budgets.is_budget(judging.family):
         require_family(judging.family)
+    if judging.until not in (None, "decided"):
+        raise InputError(f"--until={judging.until}: give decided, or leave it out")
+    if judging.until and judging.looks > 1:
+        raise InputError(
+            f"--looks={judging.looks} with --until=decided: leave --looks out, since every look is allowed"
+        )
     if judging.verdict_on not in ON:
         raise InputError(f"--verdict_on={judging.verdict_on}: give {' or '.join(ON)}")
     if judging.verdict_on == "retention" and judging.against == "scratch":
@@ -122,7 +133,9 @@ def to_record(judging: Judging) -> dict[str, Any]:
     """{field of `Judging`: value}, without what else a program's flags hold, and without neutral values."""
     flags = command_line.fields(Judging)
     values = {f.name: (getattr(judging, f.name), f.metadata["neutral"]) for f in flags}
-    record = {name: value for name, (value, neutral) in values.items() if neutral is None or value != neutral}
+    record = {
+        name: value for name, (value, neutral) in values.items() if neutral is None or value not in (None, neutral)
+    }
     return record if judging.end == "last" else {**record, "verdict_of": judging.end}
 
 

@@ -161,6 +161,7 @@ class StudyRecord(NamedTuple):
 
 JUDGING: fields.Form = {
     **{"margin?": (float, None), "level?": float, "family?": str, "looks?": int, "against?": str, "verdict_on?": str},
+    **{"until?": str},
     **{"verdict_of?": str},
 }
 """How fits are judged: the fields of `judging.Judging`."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy
 
-from tljax.study import statistics, units
+from tljax.study import sequences, statistics, units
 from tljax.study.results import Result
 from tljax.study.summary import Curves, listed
 from tljax.study.units import ACCURACY
@@ -74,6 +74,12 @@ class Comparison(NamedTuple):
     """With what reserve the verdict is to be read."""
     metric: Metric = ACCURACY
     """What the difference is of."""
+    sequence: bool = False
+    """Whether the interval is one of a sequence (`sequences`), which holds however many fits there come to be."""
+    items_part: float | None = None
+    """Of a verdict by a sequence: the half-width that the test examples alone leave, however many the fits are."""
+    settled: bool = False
+    """Whether more fits are not worth while: it is decided, or the test examples forbid that it ever is."""
 
 
 class Study(NamedTuple):
@@ -93,6 +99,8 @@ class Study(NamedTuple):
     """{target: (the images most often taken for another class, uint8 [k, height, width, channels]; a caption each)}."""
     verdict_on: str = "target"
     """What the verdicts are on: target, or retention, which is the metric of the source on its own test set."""
+    asides: Any = None
+    """What `asides.asides` gives, if that is known: what stands beside the verdicts, without a word."""
 
 
 class Cell(NamedTuple):
@@ -213,6 +221,8 @@ class Conditions(NamedTuple):
     """Which test examples are alike, int [items]."""
     scale: float = 1.0
     """The size of the scores, as `scale` has it."""
+    sequence: bool = False
+    """Whether they are judged by `sequences`, at any number of fits, and not by `statistics`, at a number planned."""
 
 
 def compared(
@@ -226,6 +236,7 @@ def compared(
     groups: Groups = MappingProxyType({}),
     metrics: Mapping[str, Metric] = MappingProxyType({}),
     on: str = "target",
+    sequence: bool = False,
 ) -> tuple[list[Comparison], list[Comparison]]:
     """(the family with its verdicts, each budget without): every strategy against `base` of its source and target.
 
@@ -236,9 +247,10 @@ def compared(
     (each budget by itself: the intervals of a strategy are a simultaneous band over the budgets), or a number of
     labels, such as '50' (that budget alone; the others get no verdict). The level is that of all verdicts together:
     within a target by max-t over correlated differences, over targets (other test examples) and planned `looks` by
-    Bonferroni. Comparisons whose scores are the same enter the family once. Diverged fits count as `Right` says; where
-    fits of `base` diverged, positive and equivalent must stand with its best fit in their place, or the word is
-    withheld. Raises InputError for another kind, and for a number of labels that no fit has.
+    Bonferroni. By a `sequence` they hold at every number of fits, and within a target by Bonferroni too. Comparisons
+    whose scores are the same enter the family once. Diverged fits count as `Right` says; where fits of `base` diverged,
+    positive and equivalent must stand with its best fit in their place, or the word is withheld. Raises InputError for
+    another kind, and for a number of labels that no fit has.
     """
     require_family(kind)
     single = [[cell] for cell in sorted_cells(right) if cell.strategy not in ("scratch", base)]
@@ -252,7 +264,7 @@ def compared(
             present = listed(f"{budget:,}" for budget in sorted({cell.budget for (cell,) in single}))
             raise InputError(f"no fit has {int(kind):,} labels: there are {present}", field="family", value=kind)
     names = list(dict.fromkeys(_name_of_set(cells[0], on) for cells in members))
-    terms = conditions_of(right, names, margin, groups, metrics, on)
+    terms = conditions_of(right, names, margin, groups, metrics, on, sequence=sequence)
     each_look = 1 - (1 - level) / looks
     share = looks * max(len(names), 1)
     family = []
@@ -264,7 +276,8 @@ def compared(
     if kind == "budgets" or len({cells[0].budget for cells in single}) < 2:
         return family, []
     unjudged = [cells for cells in single if kind == "area" or cells not in members]
-    terms |= conditions_of(right, [_name_of_set(cells[0], on) for cells in unjudged], margin, groups, metrics, on)
+    names = [_name_of_set(cells[0], on) for cells in unjudged]
+    terms |= conditions_of(right, names, margin, groups, metrics, on, sequence=sequence)
     each = (alone(right, cells, terms[_name_of_set(cells[0], on)], each_look, base) for cells in unjudged)
     return family, [comparison for comparison in each if comparison is not None]
 
@@ -276,6 +289,7 @@ def conditions_of(
     groups: Groups = MappingProxyType({}),
     metrics: Mapping[str, Metric] = MappingProxyType({}),
     on: str = "target",
+    sequence: bool = False,
 ) -> dict[str, Conditions]:
     """{test set: what comparisons on it take}, of the test sets of these `names`, as `compared` has them."""
     cells = {name: [cell for cell in right if _name_of_set(cell, on) == name] for name in names}
@@ -285,6 +299,7 @@ def conditions_of(
             metrics.get(name, ACCURACY),
             groups.get(name),
             scale(right, cells[name]),
+            sequence,
         )
         for name in names
     }
@@ -309,7 +324,7 @@ def sorted_cells(right: Right) -> list[Cell]:
     return sorted(right, key=lambda cell: cell.budget)
 
 
-def _bases(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cell]:
+def bases_of(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cell]:
     """The cells that `cells` are compared with; scratch, however long, has no source."""
     from_scratch = longer or base == "scratch"
     return [cell._replace(source=None if from_scratch else cell.source, strategy=base, longer=longer) for cell in cells]
@@ -330,11 +345,13 @@ def _judged(
             reason = (
                 f"of one pair of fits; {TWO}" if comparison.fits < 2 else ONE_GROUP if comparison.groups == 1 else ""
             )
-            reason = reason or (COPIES if _copies(right, cells, _bases(cells, base)) else "")
-            comparisons[i] = comparison._replace(reason=reason)
+            reason = reason or (COPIES if _copies(right, cells, bases_of(cells, base)) else "")
+            comparisons[i] = comparison._replace(reason=reason, settled=reason in (ONE_GROUP, COPIES))
     able = [i for i, comparison in comparisons.items() if not comparison.reason]
     first = _first_equal(right, [members[i] for i in able], base)
     judged = [i for i, equal in zip(able, first, strict=True) if equal is None]
+    if conditions.sequence:  # the share of each is that of the family as it was named, whoever can be judged by now
+        level = 1 - (1 - level) * max(len(judged), 1) / len(members)
     verdicts = _verdicts(right, [members[i] for i in judged], conditions, level, base)
     withheld = _withheld(right, members, judged, verdicts, conditions, level, base)
     bounded = binary(right, [cell for cells in members for cell in cells])
@@ -349,7 +366,7 @@ def _judged(
 
 
 NO_WORD: Mapping[str, Any] = {
-    **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": ""}
+    **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": "", "settled": False}
 }
 """The fields of a comparison that is not judged."""
 ONE_GROUP = "all test examples are of one group, so nothing is known of another"
@@ -362,13 +379,16 @@ def _with_verdict(comparison: Comparison, verdict: statistics.Verdict, bounded: 
     mean, *ends = verdict.interval[:3]
     low, high = map(_possible, ends) if bounded else ends
     comparison = comparison._replace(mean=mean, low=low, high=high, word=verdict.word, p=verdict.p)
+    comparison = comparison._replace(items_part=verdict.items_part)
     if not verdict.word:
-        return comparison._replace(**NO_WORD, reason=verdict.warning.rstrip("."))
+        no_word = {**NO_WORD, "settled": verdict.settled}
+        return comparison._replace(**no_word, reason=verdict.warning.rstrip("."))
     return comparison._replace(
         size=verdict.size,
         power=verdict.power,
         power_equivalent=verdict.power_equivalent,
         warning=verdict.warning.rstrip("."),
+        settled=verdict.settled,
     )
 
 
@@ -385,10 +405,12 @@ def _verdicts(
     """The verdicts of members on one test set, each of two pairs or more, all at once."""
     if not members:
         return []
-    scores = [_scores(right, cells, _bases(cells, base)) / conditions.scale for cells in members]
-    verdicts = statistics.verdicts(scores, conditions.margin / conditions.scale, level, groups=conditions.groups)
+    scores = [_scores(right, cells, bases_of(cells, base)) / conditions.scale for cells in members]
+    judge = sequences.verdicts if conditions.sequence else statistics.verdicts
+    verdicts = judge(scores, conditions.margin / conditions.scale, level, groups=conditions.groups)
     return [
         verdict._replace(
+            items_part=None if verdict.items_part is None else conditions.scale * verdict.items_part,
             interval=_scaled(verdict.interval, conditions.scale),
             narrow=_scaled(verdict.narrow, conditions.scale),
             margin=conditions.margin,
@@ -422,7 +444,10 @@ def _withheld(
     both. Without such a fit there is no word, but that a strategy of which none is left may be negative. A difference
     is beyond the margin only if it is so then too.
     """
-    cells, bases = {cell for i in judged for cell in members[i]}, {c for i in judged for c in _bases(members[i], base)}
+    cells, bases = (
+        {cell for i in judged for cell in members[i]},
+        {c for i in judged for c in bases_of(members[i], base)},
+    )
     lost = {cell: sum(map(diverged, right.get(cell, {}).values())) for cell in cells | bases}
     if not any(lost.values()):
         return [(verdict, {}) for verdict in verdicts]
@@ -431,12 +456,14 @@ def _withheld(
     soft = _verdicts(_replaced(right, bases, _worst), chosen, conditions, level, base)
     withheld: list[tuple[statistics.Verdict, dict[str, Any]]] = []
     for i, verdict, strict, lenient in zip(judged, verdicts, hard, soft, strict=True):
-        gone = [each for each in (members[i], _bases(members[i], base)) if any(map(lost.get, each))]
+        gone = [each for each in (members[i], bases_of(members[i], base)) if any(map(lost.get, each))]
         if not gone or verdict.word not in ("positive", "negative", "equivalent"):
             withheld.append((verdict, {}))
             continue
         others = {"positive": (strict,), "negative": (lenient,), "equivalent": (strict, lenient)}[verdict.word]
-        needed = _bases(members[i], base) if verdict.word == "negative" else [*members[i], *_bases(members[i], base)]
+        needed = (
+            bases_of(members[i], base) if verdict.word == "negative" else [*members[i], *bases_of(members[i], base)]
+        )
         none_left = any(cell in lost and lost[cell] == len(right[cell]) for cell in needed)
         if not none_left and all(other.word == verdict.word for other in others):
             sure = all(other.size == verdict.size for other in others)
@@ -479,11 +506,11 @@ def _first_equal(right: Right, members: Sequence[Sequence[Cell]], base: str) -> 
     """
     first: list[int | None] = []
     for i, cells in enumerate(members):
-        bases = _bases(cells, base)
+        bases = bases_of(cells, base)
         before = (
             k
             for k, others in enumerate(members[:i])
-            if first[k] is None and _same(right, cells, others) and _same(right, bases, _bases(others, base))
+            if first[k] is None and _same(right, cells, others) and _same(right, bases, bases_of(others, base))
         )
         first.append(next(before, None))
     return first
@@ -513,7 +540,7 @@ def alone(
     are real numbers its place has that of t, of the interval (`statistics.over_items`). There is none where a fit
     diverged. Where all test examples are of one group there is no interval. None without pairs.
     """
-    bases = _bases(cells, base, longer)
+    bases = bases_of(cells, base, longer)
     scores = _scores(right, cells, bases)
     if not len(scores):
         return None
@@ -528,6 +555,7 @@ def alone(
     if many != 1:  # of one group nothing is known of others
         several = len(scores) > 1
         judge = statistics.crossed if several else statistics.over_items
+        judge = sequences.interval if several and conditions.sequence else judge
         interval = judge((scores if several else scores[0]) / conditions.scale, level, of_items)
         mean, low, high, error, degrees, _ = _scaled(interval, conditions.scale)
         if single and not rights:
@@ -552,6 +580,7 @@ def alone(
         diverged=(lost[0], lost[1]),
         unused=unused,
         metric=conditions.metric,
+        sequence=conditions.sequence and len(scores) > 1,
     )
 
 
@@ -615,7 +644,8 @@ def _of_one_metric(members: Sequence[Comparison], among: Sequence[Comparison], l
         points += f" of {units.spoken(metric)}"
     if not metric.larger_is_better:
         points += ", of which less is better: differences are turned, so that positive is better"
-    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for all verdicts together)."
+    looked_at = ", whenever they are looked at" if members[0].sequence else ""
+    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for all verdicts together{looked_at})."
 
 
 _MEANING = {
