@@ -193,6 +193,12 @@ def test_what_was_confirmed_before_lowers_the_threshold(tmp_path):
     assert f"{ledger.threshold(4, 2, 0.1):,.0f} is needed" in text and "at most 10 % on average" in text
 
 
+def test_what_was_explored_says_so_and_enters_no_confirmation(tmp_path):
+    of_run = entered(tmp_path, None)._replace(half="explore")
+    assert confirmation.decide(of_run, [], {}, {}) == confirmation.EXPLORED
+    assert confirmation.decide(of_run._replace(half="all"), [], {}, {}) == "" and not (tmp_path / "l").exists()
+
+
 def test_a_word_that_is_withheld_confirms_nothing(tmp_path):
     registration = registered(tmp_path)
     right = table(0.09)
@@ -213,7 +219,7 @@ def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, caps
     assert "0 other strategies had been tried on the test set" in said
     explored = results(tmp_path / "explored")
     page = (tmp_path / "explored" / "report.md").read_text()
-    assert "explore: 20 of 40 test examples" in page
+    assert "explore: 20 of 40 test examples" in page and page.split("\n\n")[1].startswith(confirmation.EXPLORED)
     with np.load(tmp_path / "explored" / explored[-1].predictions) as kept:
         assert len(kept["labels"]) == 20
     target = explored[-1].target

@@ -404,8 +404,8 @@ def _notes_before(book: Ledger, test_set: str, half: str, name: str, tried: _Pla
     ]
 
 
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number:,} {one if number == 1 else several}"
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def _add_look(book: Ledger, test_set: str, half: str, tried: _Planned, name: str) -> None:
@@ -505,17 +505,18 @@ def p_of_claim(interval: statistics.Interval, verdict: str, margin: float) -> fl
 def decide(
     entered: Entered, family: Sequence[Comparison], table: Right, groups: Mapping[str, np.ndarray | None]
 ) -> str:
-    """What came of a registered claim, a sentence, once it is in the ledger; "" of what is no confirmation.
+    """What came of a registered claim, a sentence, once it is in the ledger; of exploring that it is that; else "".
 
     A claim is confirmed if its e-value reaches e-LOND's threshold and no registered refutation came out; refuted if one
     did; else not decided. A word that is withheld has the e-value 0. What is in the ledger already is said again.
     """
     registration = entered.registration
     if registration is None:
-        return ""
+        return EXPLORED if entered.half == "explore" else ""
     verdict, target = registration.claim["verdict"], registration.claim["target"]
-    found = [each for each in family if each.strategy == registration.claim["strategy"] and each.target == target]
-    comparison = found[0] if len(found) == 1 else None
+    strategy = registration.claim["strategy"]
+    of_claim = [each for each in family if each.strategy == strategy and each.target == target]
+    comparison = of_claim[0] if len(of_claim) == 1 else None
     e = 0.0
     if comparison is not None and comparison.word:
         e = ledger.e_value(p_of_claim(_interval(comparison, table, groups), verdict, comparison.margin))
@@ -556,6 +557,7 @@ def _interval(comparison: Comparison, table: Right, groups: Mapping[str, np.ndar
     return interval._replace(mean=mean, low=low, high=high, standard_error=error)
 
 
+EXPLORED = "Explored on one half of the test set, as often as somebody liked, and confirmed by nothing yet."
 _CLAIMED = {
     "positive": "is better than {}",
     "positive beyond": "is better than {} by more than the margin",
