@@ -187,8 +187,8 @@ def _run(
 def _label(text: str) -> str:
     """The label of a strategy that --strategies names, as results have it."""
     strategy = plan.read_strategy(text)
-    named = {"strategy": strategy.name, "options": strategy.options, "spec": strategy.spec or None}
-    return summary.label(Result(name="", target="", seed=0, **named))
+    options, spec = strategy.options, strategy.spec or None
+    return summary.label(Result(name="", target="", strategy=strategy.name, options=options, spec=spec, seed=0))
 
 
 def _trained(
