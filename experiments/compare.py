@@ -125,6 +125,8 @@ def _run(
         of_design.show_of_run(Path(options.design), options, typed or (), options.fits)
         return []
     settings = Settings.from_flags(**values)
+    if options.design and options.confirm:
+        raise InputError("--design and --confirm are both given: what is confirmed was designed before")
     if options.design:
         options = replace(options, until=None)
         values = {**values, "seeds": settings.seeds[:PILOT_SEEDS], "workdir": options.design}
