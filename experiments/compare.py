@@ -125,6 +125,8 @@ def _run(
         of_design.show_of_run(Path(options.design), options, typed or (), options.fits)
         return []
     settings = Settings.from_flags(**values)
+    if options.design and options.confirm:
+        raise InputError("--design and --confirm are both given: what is confirmed was designed before")
     if options.design:
         options = replace(options, until=None)
         values = {**values, "seeds": settings.seeds[:PILOT_SEEDS], "workdir": options.design}
@@ -202,8 +204,8 @@ def _run(
 def _label(text: str) -> str:
     """The label of a strategy that --strategies names, as results have it."""
     strategy = plan.read_strategy(text)
-    named = {"strategy": strategy.name, "options": strategy.options, "spec": strategy.spec or None}
-    return summary.label(Result(name="", target="", seed=0, **named))
+    options, spec = strategy.options, strategy.spec or None
+    return summary.label(Result(name="", target="", strategy=strategy.name, options=options, spec=spec, seed=0))
 
 
 def _trained(

@@ -291,6 +291,10 @@ VERDICTS = (
     "equivalent. Seeds are those that would do each with a chance of 80 % in the same family, with their 90 % range; "
     "out of reach is what no number of seeds does on these test examples."
 )
+EXPLORATORY = (
+    " The level, and p, are those of the primary family, which was named before the run; exploratory rows, outside it, "
+    "are judged among themselves, and their errors come on top."
+)
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
 BANDS = (
     "The same against the number of labels: bands are the intervals, which hold together over all labels and "
@@ -464,6 +468,7 @@ def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str
     level = listed(f"{100 * comparison.level:.4g}" for comparison in family)
     against = f"Against {listed(comparison.against for comparison in family)}"
     caption = VERDICTS.format(against=against, what=what, level=level) + anytime.caption(family)
+    caption += EXPLORATORY if any(comparison.exploratory for comparison in family) else ""
     table, shared = tables.same(tables.verdicts(family), 6)
     return [
         Block(caption + shared + notes, table),
