@@ -6,6 +6,11 @@ r"""Did it transfer? Sources x targets x strategies x budgets x seeds, to verdic
 Sources x targets x strategies x label budgets x seeds in one run directory, each against training from scratch on the
 same draw, with verdicts and their report. --source, --source_checkpoint and --target take several names, with
 commas. Run again, it goes on; what is there is not trained again.
+
+    python -m experiments.compare --design=runs/compared --fits=200
+
+says of a run that has ended what its seeds and test items contribute to the error, how many seeds a verdict takes, and
+which study of so many fits decides most. Where --design is no such run, a pilot of the flags is trained there.
 """
 
 from experiments import run_program
@@ -24,6 +29,7 @@ import numpy as np
 from experiments.runs import (
     budgets,
     command_line,
+    confirmation,
     console,
     costs,
     directory,
@@ -35,6 +41,7 @@ from experiments.runs import (
     process,
     times,
     tuned,
+    until,
 )
 from experiments.runs.command_line import flag
 from experiments.runs.judging import (
@@ -45,18 +52,22 @@ from experiments.runs.judging import (
     variation,
     with_family,
     with_margin,
+    with_primary_family,
 )
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
-from tljax import plugins
+from tljax import files, plugins
 from tljax.study import summary
 from tljax.study.results import Result, extended
 from tljax.study.verdicts import Cell
 from tljax.types import InputError
 
+PILOT_SEEDS = 5
+"""Seeds of a pilot, the first of --seeds."""
+
 
 @dataclass(frozen=True)
-class CompareFlags(Judging, ExperimentFlags):
+class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
     """What is compared beside the flags of a transfer, and how it is judged."""
 
     eval: tuple[str, ...] = flag(
@@ -66,7 +77,25 @@ class CompareFlags(Judging, ExperimentFlags):
         False, "measure what is left of the source: its metric on its own test set, its own head put back", role="free"
     )
     longer_scratch: bool = flag(True, "scratch with the source's steps added to its own, for the second comparison")
+    design: str | None = flag(
+        None,
+        "judge nothing: print the design that decides most by this run directory, or by a pilot of the first "
+        f"{PILOT_SEEDS} seeds, which is trained there",
+        role="local",
+        place="path",
+    )
+    fits: int | None = flag(
+        None,
+        "the compute of a design, in fits on the target with sources by their steps; default the pilot's",
+        role="local",
+        bounds=(1, None),
+    )
+    most: int = flag(40, "with --until=decided: the number of seeds at which it ends in any case", role="free")
     tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it", place="path")
+
+
+KINDS = command_line.kinds(CompareFlags)
+"""{flag: its kind}: what a registered design may have."""
 
 
 class Part(NamedTuple):
@@ -90,20 +119,34 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
 def _run(
     values: Mapping[str, Any], options: CompareFlags, typed: Collection[str] | None, noted: times.Times
 ) -> list[Result]:
+    if options.design and (Path(options.design) / "report.html").is_file():
+        from experiments.pages import design as of_design  # draws nothing, but imports the tables
+
+        of_design.show_of_run(Path(options.design), options, typed or (), options.fits)
+        return []
     settings = Settings.from_flags(**values)
+    if options.design and options.confirm:
+        raise InputError("--design and --confirm are both given: what is confirmed was designed before")
+    if options.design:
+        options = replace(options, until=None)
+        values = {**values, "seeds": settings.seeds[:PILOT_SEEDS], "workdir": options.design}
+        settings = Settings.from_flags(**values)
     require_valid(options)
+    confirmation.require_flags(options, options)
+    asked = options
+    seeds_of_rounds = until.rounds(options, settings, options.most)
+    options = until.of_a_plan(options, options.most)
+    values = {**values, "seeds": seeds_of_rounds[0]}
     names = {plugins.called(text): text for text in ("scratch", *settings.strategies)}
     base = names.get(options.against, options.against)
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
     execution = noted.watched(process.prepare(settings))
-    parts = planned(values, options, settings, execution, typed)
+    parts = planned(values, options, replace(settings, seeds=seeds_of_rounds[0]), execution, typed)
     for part in parts:
         require_variation(part.experiment)
-    strategy = plan.read_strategy(base)
-    against = Result(
-        name="", target="", strategy=strategy.name, options=strategy.options, spec=strategy.spec or None, seed=0
-    )
+    labels = {name: _label(name) for name in names.values()}
+    options = with_primary_family(options, {**labels, **{short: labels[names[short]] for short in names}})
     experiments = [part.experiment for part in parts]
     retention = options.retention or options.verdict_on == "retention"
     further = [*options.eval, *(["source"] if retention and "source" not in options.eval else [])]
@@ -111,27 +154,73 @@ def _run(
     metrics = evaluations.metrics_of(experiments, evals, options.verdict_on)
     options = with_margin(options, metrics.values())
     options = with_family(options, [part.experiment.target for part in parts], settings.train_examples)
-    judging = replace(options, against=summary.label(against), end=settings.verdict_of)
+    judging = replace(options, against=labels[base], end=settings.verdict_of)
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)
+    confirmation.refuse_evals(options.half, experiments, [task for each in evals for task in each.tasks.values()])
+    registration = None
+    if options.registration:
+        registration = confirmation.read_registration(files.place(options.registration), KINDS)
+        confirmation.require_registered(registration, values, asked, judging, experiments)
     if settings.dry_run:
         _show(parts)
         return []
     data = {name: mark for part in parts for name, mark in plan.fingerprints(part.experiment).items()}
-    _say_looks(parts, judging, evals)
+    if not options.design and not judging.until:
+        _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
+    possible = [seed for seeds in seeds_of_rounds for seed in seeds]
+    entered = confirmation.enter(options, experiments, judging, registration, possible) if process.first() else None
     leave = tuned.searched_flags() if options.tuned else ()
     with directory.opened(settings, "compare", command_line.flagfile_lines(options), leave=leave) as folder:
-        results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
-        results = [result for _, of_part in results_of for result in of_part]
+        results, judged = _trained(parts, folder, data, evals)
+        for i in range(1, len(seeds_of_rounds) + 1 if judging.until else 0):
+            family = until.family(judged, judging)
+            after = seeds_of_rounds[i] if i < len(seeds_of_rounds) else ()
+            console.say(until.line(family, sum(map(len, seeds_of_rounds[:i])), len(after)))
+            wanted = until.open_of(family, judging.against)
+            if not wanted or not after:
+                break
+            of_round = {**values, "seeds": after}, options, replace(settings, seeds=after)
+            open_parts = _open(planned(*of_round, execution, typed), wanted)
+            more_results, more = _trained(open_parts, folder, data, evals)
+            results, judged = [*results, *more_results], [*judged, *more]
         if process.first():
-            judged = [_predictions(part, of_part, evals, folder) for part, of_part in results_of]
             several = directory.mixed_environments(folder, [result.name for result in results])
+            if options.design:
+                from experiments.pages import design as of_design
+
+                of_design.show(judged, judging, options.fits)
+                noted.leave(folder)
+                return results
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
-            page.show(folder, judged, judging, [*notes(parts, options), *several])
+            of_ledger = entered.notes if entered else ()
+            page.show(folder, judged, judging, [*notes(parts, options), *several, *of_ledger], entered)
             noted.leave(folder)
     return results
+
+
+def _label(text: str) -> str:
+    """The label of a strategy that --strategies names, as results have it."""
+    strategy = plan.read_strategy(text)
+    options, spec = strategy.options, strategy.spec or None
+    return summary.label(Result(name="", target="", strategy=strategy.name, options=options, spec=spec, seed=0))
+
+
+def _trained(
+    parts: Sequence[Part], folder: Path, data: Mapping[str, str], evals: Sequence[evaluations.Evaluation]
+) -> tuple[list[Result], list[predictions.Predictions]]:
+    """Train what is missing of these parts; (the results, in the first process what they are judged by)."""
+    results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
+    judged = [_predictions(part, of_part, evals, folder) for part, of_part in results_of] if process.first() else []
+    return [result for _, of_part in results_of for result in of_part], judged
+
+
+def _open(parts: Sequence[Part], wanted: Collection[tuple[str | None, str, str]]) -> list[Part]:
+    """The parts with those of their strategies of which fits are wanted still, as `until.open_of` says."""
+    opened = [part._replace(experiment=until.open_strategies(part.experiment, wanted)) for part in parts]
+    return [part for part in opened if part.experiment.strategies]
 
 
 def planned(
@@ -157,6 +246,7 @@ def planned(
                 plan.prepare(Settings.from_flags(**arm), execution, only=True)
                 for arm in tuned.study_flags(pair, settings, options.tuned, typed)
             ]
+            experiments = confirmation.with_halves(experiments, options.half)
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             from_scratch = [_only(each, lambda name: name == "scratch") for each in experiments]
             from_source = [_only(each, lambda name: name != "scratch") for each in experiments]

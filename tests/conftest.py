@@ -8,10 +8,12 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-# LLVM's quick passes, and with the jaxlib at hand one module a program in place of one a kernel: half the time to
-# compile (2026-11-23). What XLA makes of a program, and so what is counted, stays the same. A flag that a jaxlib does
-# not know ends the process, so other releases get the first alone.
-QUICK = "--xla_backend_optimization_level=1"
+# LLVM's quickest passes: what tests compile is small and runs once, and compiling it is most of their time. A
+# transformer and a residual network of two blocks compile in 0.7 and 0.8 s of a core so, in 3.0 and 3.1 at level 1
+# (2026-11-27). With the jaxlib at hand also one module a program in place of one a kernel. What XLA makes of a program,
+# and so what is counted, stays the same. A flag that a jaxlib does not know ends the process, so other releases get the
+# first alone.
+QUICK = "--xla_backend_optimization_level=0"
 if version("jaxlib").startswith("0.10."):
     QUICK += " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("XLA_FLAGS", QUICK)
@@ -23,6 +25,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+# The fonts that matplotlib finds, once for all workers and their programs: it would look for them anew wherever a test
+# has a folder of its own for caches, which takes seconds.
+os.environ.setdefault("MPLCONFIGDIR", os.path.join(os.environ["JAX_COMPILATION_CACHE_DIR"], "matplotlib"))
 
 # Several workers and their programs share one GPU, of which a process otherwise takes three quarters.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -72,11 +78,16 @@ def data_dir(tmp_path_factory) -> Path:
     return folder
 
 
+def leave_out_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Let reports have empty pictures, until the patch is undone."""
+    patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
+    patch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
+
+
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
     """Reports without drawing their pictures, which takes longer than the runs of these tests; test_report.py draws."""
-    monkeypatch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
-    monkeypatch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
+    leave_out_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="session")

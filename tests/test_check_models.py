@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import check_models
 import jax
 import pytest
 
@@ -13,6 +14,8 @@ MODELS = ("vit:width=8:depth=1:heads=2:patch=4", "resnet:depth=10:width=4", "eff
 STRATEGIES = sorted(path.stem for path in (Path(masks.__file__).parents[1] / "strategies").glob("[a-z]*.py"))
 GRADIENTS = ("auto_rgn", "fisher", "gradient_mask")
 """Those that look at gradients; of the network of most layers these take long to compile."""
+SAMPLE = [*check_models.pairs(["mlp", "vit:width=16:depth=2"], [])][17::47]
+"""Of the pairs that `check_models.py` tries; all of them take hours."""
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,21 @@ def test_every_strategy_applies_or_says_why(tried):
     assert applied + len(refused) == len(MODELS) * len(STRATEGIES) - len(GRADIENTS)
     assert refused.keys() == {("attention_only", model) for model in MODELS[1:]}
     assert all("the model has no attention" in reason and "\n" not in reason for reason in refused.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "model"), SAMPLE)
+def test_a_sample_of_the_table_is_green(strategy, model):
+    assert check_models.outcome(strategy, model) == ("green", "")
+
+
+def test_the_table_has_each_strategy_on_each_model_and_can_be_asked_for_less():
+    every = [*check_models.pairs([], [])]
+    assert len(set(every)) == len(every) == len(check_models.MODELS) * (len(STRATEGIES) + len(check_models.PRESETS))
+    some = [*check_models.pairs(["resnet:depth=10", "mlp"], ["lisa", "wise_ft"])]
+    assert {model for _, model in some} == {"mlp", "resnet:depth=10:width=8"} and len(some) == 8
+    assert {strategy for strategy, _ in some} == {"lisa", "wise_ft", "wise_ft:curve=5", "wise_ft:probe=0.5"}
+    assert {model.partition(":")[0] for _, model in SAMPLE} == {"mlp", "vit"}
 
 
 def trains(strategy, problem):

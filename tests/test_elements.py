@@ -1,5 +1,6 @@
 """A mask of few elements: the optimizer keeps moments of these alone, and the results are those of the whole leaf."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -396,13 +397,18 @@ def fits_of(count, phases, **numbers):
     return train.Spec(MODEL, objective.loss("softmax_cross_entropy"), spec, averages=True), fits
 
 
-def ends_of(spec, fits, states=(), **execution):
+def averages_of(state, row):
+    """The parameters of a fit, with the average in place of what trains."""
+    average = jax.tree.map(lambda leaf: leaf[row], state.average)
+    return jax.tree.map(np.array, train.with_average(*state.of(row), average)[0])
+
+
+def ends_of(spec, fits, states=(), ends=(6, 12), **execution):
     """{fit: arrays at the end}, and the last state."""
     result, state = {}, None
-    for state, _ in train.fit(spec, fits, DATA, [6, 12], states, train.Execution(**execution)):
+    for state, _ in train.fit(spec, fits, DATA, ends, states, train.Execution(**execution)):
         for row, i in enumerate(state.fits):
-            average = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.average.params)
-            result[i] = jax.tree.leaves((jax.tree.map(np.array, state.of(row)[0]), average))
+            result[i] = jax.tree.leaves((jax.tree.map(np.array, state.of(row)[0]), averages_of(state, row)))
     return result, state
 
 
@@ -426,6 +432,62 @@ def test_fits_of_elements_agree_with_fits_on_whole_leaves_and_share_a_program(ex
     compiled, of_whole_leaves = np.diff([*sizes, vectorize.segment._cache_size()])
     assert compiled == of_whole_leaves > 0
     assert moments(state.optimizer) < moments(other.optimizer) / 10
+    assert moments(state.average) < moments(other.average) / 10
+    for i in every:
+        for got, expected in zip(few[i], every[i], strict=True):
+            np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+def bias_alone(seed):
+    return {"hidden_0": {"kernel": False, "bias": True}, "head": {"kernel": False, "bias": False}}
+
+
+def others(seed):
+    return trained_mask(50 + seed)
+
+
+def test_the_average_of_few_elements_is_kept_of_these_alone_and_is_that_of_the_values_after_each_step():
+    spec, [fit] = fits_of(1, ((0, trained_mask),))
+    chosen = trained_mask(0)["hidden_0"]["kernel"]
+    expected, last = np.asarray(SOURCE["hidden_0"]["kernel"], np.float64), None
+    for last, _ in train.fit(spec, [fit], DATA, range(1, 13)):
+        expected = expected + 0.1 * (np.asarray(last.of(0)[0]["hidden_0"]["kernel"], np.float64) - expected)
+    kernel, start = averages_of(last, 0)["hidden_0"]["kernel"], np.asarray(SOURCE["hidden_0"]["kernel"])
+    np.testing.assert_allclose(kernel, expected, rtol=0, atol=1e-6)
+    assert (kernel[chosen] != start[chosen]).all() and kernel[~chosen].tobytes() == start[~chosen].tobytes()
+    held, places = last.average.params["hidden_0"]["kernel"], last.average.places["hidden_0"]["kernel"]
+    assert held.shape == (1, 1, places.shape[1]) and places.shape[1] < chosen.size / 50
+    assert last.average.places["head"] == {"kernel": None, "bias": None}
+
+
+def test_of_one_element_in_a_thousand_moments_and_averages_take_under_two_percent_of_those_of_all():
+    model = models.build("mlp", 10, hidden=(512,), activation="relu")
+    params = models.init(model, jax.random.key(0), (28, 28, 1))
+    spec, [fit] = fits_of(1, ((0, bias_alone),))
+    spec, draws, taken = replace(spec, model=model), np.random.default_rng(0), {}
+    few = jax.tree.map(lambda leaf: draws.permutation(leaf.size).reshape(leaf.shape) < leaf.size / 1000, params)
+    for name, mask in (("few", few), ("all", jax.tree.map(lambda leaf: True, params))):
+        state = train.abstract(spec, [fit._replace(params=params, phases=((0, mask),))], [(mask,)])
+        taken[name] = [
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+            for tree in (state.optimizer, state.average, state.best[1])
+        ]
+    assert all(part < 0.02 * whole for part, whole in zip(taken["few"], taken["all"], strict=True)), taken
+
+
+@pytest.mark.slow
+def test_an_average_of_few_elements_becomes_whole_where_others_train_and_rests_where_none_does(monkeypatch):
+    spec, fits = fits_of(2, ((0, trained_mask), (4, bias_alone), (8, others)))
+    masks_of_phases = [tuple(mask for _, mask in fits[0].phases[: phase + 1]) for phase in range(3)]
+    shapes = [
+        train.abstract(spec, fits[:1], [history]).average.params["hidden_0"]["kernel"].shape
+        for history in masks_of_phases
+    ]
+    assert shapes[0] == shapes[1] and shapes[0][:2] == (1, 1) and shapes[2] == (1, 144, 64)
+    few, state = ends_of(spec, fits, ends=(4, 8, 12))
+    assert state.average.places is None
+    monkeypatch.setattr(optimizer, "SHARE", 10**9)
+    every, _ = ends_of(spec, fits, ends=(4, 8, 12))
     for i in every:
         for got, expected in zip(few[i], every[i], strict=True):
             np.testing.assert_allclose(got, expected, atol=1e-6)
@@ -438,7 +500,9 @@ def test_a_saved_state_of_elements_goes_on_with_the_same_bits():
     first, _ = next(train.fit(spec, fits, DATA, [6, 12]))
     kept = jax.tree.map(np.array, first)
     like = train.abstract(spec, fits, first.masks)
-    assert jax.tree.map(jnp.shape, kept.optimizer) == jax.tree.map(jnp.shape, like.optimizer)
+    for name in ("optimizer", "average"):
+        got, expected = getattr(kept, name), getattr(like, name)
+        assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, expected)
     again, _ = ends_of(spec, fits, [kept])
     for i in few:
         assert all(got.tobytes() == other.tobytes() for got, other in zip(few[i], again[i], strict=True))

@@ -70,6 +70,16 @@ def test_lines_counts_a_norm_with_the_stage_below_and_one_stage_as_the_last():
     assert tree["head"]["bias"].tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("module", [wise_ft, lines])
+def test_what_cannot_train_is_in_an_end_as_it_was_trained(module):
+    start = {"body": {"kernel": np.ones(2, np.float32), "count": np.array(3), "moving_mean": np.zeros(3, np.float32)}}
+    end = {"body": {name: leaf + 2 for name, leaf in start["body"].items()}}
+    context = Context(("body", "head"), fresh=jax.tree.map(lambda leaf: False, start))
+    [tree] = module.finish(end, start, context).values()
+    assert tree["body"]["count"].dtype == end["body"]["count"].dtype and tree["body"]["count"] == 5
+    assert tree["body"]["moving_mean"].tolist() == [2, 2, 2] and tree["body"]["kernel"].tolist() == [2, 2]
+
+
 def test_shrink_and_perturb_moves_what_was_copied_and_nothing_else():
     wide = {"body": {"kernel": np.full((200, 300), 2.0, np.float32), "step": np.array(7)}, "head": {"bias": np.ones(3)}}
     fresh = {"body": {"kernel": False, "step": False}, "head": {"bias": True}}

@@ -73,7 +73,7 @@ def test_dropout_of_the_page_fires_in_training_alone(there):
 
 
 @pytest.mark.slow
-def test_every_command_of_the_page_runs(there, capsys):
+def test_every_command_of_the_page_runs(there, capsys, no_pictures):
     for command in COMMANDS:
         python, dash, program, *arguments = shlex.split(command)
         assert (python, dash) == ("python", "-m")

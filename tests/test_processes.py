@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import leave_out_pictures
 from test_programs import arguments, command, parameters
 from test_resume import Killed, killed_after
 
@@ -22,6 +23,8 @@ from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("scratch", "full", "head_only", "lp_ft")
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +57,25 @@ def ended(running, seconds=300):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("batch", "mesh", "seeds"), [(100, "data:8", (0,)), (101, "data:8", (0,)), (101, "data:2,trial:4", (0, 1))]
+    ("batch", "mesh", "seeds", "strategies"),
+    [
+        (100, "data:8", (0,), STRATEGIES),
+        (101, "data:8", (0,), ("scratch", "head_only")),
+        (101, "data:2,trial:4", (0, 1), ("scratch", "head_only")),
+    ],
 )
 @pytest.mark.devices(8)
 @pytest.mark.cpu
-def test_two_processes_give_what_one_gives(batch, mesh, seeds, tasks, source, tmp_path):
+def test_two_processes_give_what_one_gives(batch, mesh, seeds, strategies, tasks, source, tmp_path):
     """50 steps of clipped Adam; eight devices, four in each process; the seeds do not fill the axis of trials."""
-    flags = {"source": None, "source_checkpoint": str(source), "strategies": STRATEGIES, "optimizer": "adam"}
+    flags = {"source": None, "source_checkpoint": str(source), "strategies": strategies, "optimizer": "adam"}
     flags |= {"clip": 0.5, "steps": 50, "batch_size": batch, "learning_rate": 0.01, "seeds": seeds}
     there = ended(started(command(tasks, tmp_path, **flags, workdir=tmp_path / "two", mesh=mesh)))
     assert [code for code, _, _ in there] == [0, 0], there
     assert "head_only" in there[0][1] and there[1][1].count("\n") == there[1][1].count("[Gloo]")
     here = transfer.run(**arguments(tasks, tmp_path / "one", **flags, devices=1))
     lines = directory.finished(tmp_path / "two")
-    assert len(here) == len(lines) == 4 * len(seeds)
+    assert len(here) == len(lines) == len(strategies) * len(seeds)
     for line in here:
         other = parameters(tmp_path / "two", lines[line.key])
         for path, leaf in parameters(tmp_path / "one", line).items():
@@ -97,6 +105,20 @@ def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on
     assert [line.strategy for line in directory.results(tmp_path / "w")] == ["pretrain", "scratch", "full"]
 
 
+HALF_TRAINED = {"source": None, "strategies": ("scratch",), "seeds": (0,), "optimizer": "adam", "clip": 0.5}
+HALF_TRAINED |= {"epochs": None, "steps": 3000, "learning_rate": 1e-4, "checkpoint_every": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tasks, tmp_path_factory):
+    """The parameters of a run on one device that ends without being disturbed."""
+    folder = tmp_path_factory.mktemp("alone") / "w"
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_pictures(patch)
+        [line] = transfer.run(**arguments(tasks, folder, **HALF_TRAINED, devices=1))
+    return parameters(folder, line)
+
+
 ON = {"one device": {"devices": 1}, "eight devices": {"mesh": ("data:8",)}, "two processes": {}}
 
 
@@ -122,9 +144,8 @@ def begin(on, flags, tasks, tmp_path, monkeypatch):
 )
 @pytest.mark.devices(8)
 @pytest.mark.cpu
-def test_what_some_devices_saved_others_finish(first, then, tasks, tmp_path, monkeypatch, capsys):
-    flags = {"source": None, "strategies": ("scratch",), "seeds": (0,), "optimizer": "adam", "clip": 0.5}
-    flags |= {"epochs": None, "steps": 3000, "learning_rate": 1e-4, "checkpoint_every": 1}
+def test_what_some_devices_saved_others_finish(first, then, undisturbed, tasks, tmp_path, monkeypatch, capsys):
+    flags = HALF_TRAINED
     begin(first, flags, tasks, tmp_path, monkeypatch)
     assert list((tmp_path / "w" / "progress").glob("*/0000000*"))
     capsys.readouterr()
@@ -135,9 +156,8 @@ def test_what_some_devices_saved_others_finish(first, then, tasks, tmp_path, mon
         transfer.run(**arguments(tasks, tmp_path / "w", **flags, **ON[then]))
         said = capsys.readouterr().out
     assert "goes on from step" in said
-    [alone] = transfer.run(**arguments(tasks, tmp_path / "alone", **flags, devices=1))
     [line] = directory.results(tmp_path / "w")
-    for path, leaf in parameters(tmp_path / "alone", alone).items():
+    for path, leaf in undisturbed.items():
         np.testing.assert_allclose(parameters(tmp_path / "w", line)[path], leaf, rtol=1e-3, atol=1e-4)
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import leave_out_pictures
 from PIL import Image
 
 from experiments import (
     apply,
+    atlas,
     audit,
     check,
     compare,
@@ -28,11 +30,16 @@ from experiments import (
     transfer,
     zoo,
 )
+from tljax import models
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", TEXT + PROJECT, re.S) for line in block.splitlines()]
+COMMANDS_OF = {
+    page: [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+    for page, text in (("README.md", TEXT), ("experiments/README.md", PROJECT))
+}
+COMMANDS = [line for lines in COMMANDS_OF.values() for line in lines]
 [STRATEGY, LOOP, SUITE], [SOURCE, WEIGHTS, ELSEWHERE] = (
     re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT)
 )
@@ -40,6 +47,7 @@ PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
     for program in (
         apply,
+        atlas,
         audit,
         check,
         compare,
@@ -57,12 +65,13 @@ PROGRAMS = {
     )
 }
 QUICK = ("--seeds=0", "--steps=3")
+TWO_KINDS = ("--steps=3", "--strategies=lora,lora_plus=lora:ratio=16", "--model=vit:width=16:depth=1:heads=2:patch=7")
 KINDS_OF_LORA = {
-    "lora_source": ("--seeds=0,1,1000,1001", "--steps=3"),
-    "lora": ("--seeds=0,1", "--steps=3", "--trials=2", "--group=2", "--strategies=lora,lora_plus=lora:ratio=16"),
-    "lora_shared": ("--seeds=0,1", "--steps=3", "--strategies=lora,lora_plus=lora:ratio=16"),
+    "lora_source": ("--seeds=0,1,1000,1001", "--steps=3", TWO_KINDS[-1]),
+    "lora": ("--seeds=0,1", "--trials=2", "--group=2", *TWO_KINDS),
+    "lora_shared": ("--seeds=0,1", *TWO_KINDS),
 }
-"""What makes the third study of the page quick, by the name of its flagfile."""
+"""What makes the third study of the page quick, by the name of its flagfile: a block in place of six, two kinds."""
 SHORT = {**KINDS_OF_LORA, "wise_ft": ("--seeds=0,1", "--steps=3", "--source_steps=3")}
 """The same of every flagfile that takes flags of its own."""
 
@@ -97,13 +106,17 @@ def test_the_kinds_of_lora_have_the_rates_seeds_and_margin_that_the_page_says():
     assert flags["lora_source"]["seeds"] == "0-11,1000,1001" and flags["lora"]["seeds"] == "0-11"
     same = {"source_checkpoint", "target", "train_examples", "strategies", "seeds", "model", "optimizer", "steps"}
     assert all(flags["lora"][flag] == flags["lora_shared"][flag] for flag in same)
+    assert flags["lora"]["model"] == flags["lora_source"]["model"]  # which the test of the commands runs with one block
+    model = models.build(flags["lora"]["model"], 26, hidden=(), activation="relu")
+    assert [name for name in models.names(model) if name.startswith("block")] == [f"block_{i}" for i in range(6)]
     assert (flags["lora_shared"]["margin"], flags["lora_shared"]["learning_rate"]) == ("1", "0.003")
     assert "--runs=runs/lora --margin=1 --against=lora" in TEXT and "all at\none rate, 0.003" in TEXT
 
 
 @pytest.mark.slow
-def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
-    """All but those on the complete data, and chaos; three steps of one seed each."""
+@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("experiments/README.md", 27)])
+def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
+    """All but those on the complete data, and chaos; three steps of one seed each. Reports draw in `report` alone."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     (tmp_path / "mine.py").write_text(STRATEGY)
@@ -111,9 +124,9 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "FOLDER").mkdir()
     Image.fromarray(np.eye(28, dtype=np.uint8)).save(tmp_path / "FOLDER" / "line.png")
     ran = 0
-    for line in COMMANDS[2:]:
+    for line in COMMANDS_OF[page]:
         python, dash, program, *arguments = shlex.split(line)
-        if dash in ("tests/chaos.py", "tests/on_a_gpu.py"):
+        if line in COMMANDS[:2] or dash in ("tests/chaos.py", "tests/on_a_gpu.py"):
             continue
         assert (python, dash) == ("python", "-m")
         if "--manual_dir=DIR" in arguments or "lite0.safetensors" in line:
@@ -136,11 +149,16 @@ def test_the_other_commands_run(tmp_path, monkeypatch, capsys):
         flagfile = Path(arguments[0].removeprefix("--flagfile=") if arguments else "")
         if flagfile.suffix == ".flags" and flagfile.stem in SHORT:
             quick, fewer = SHORT[flagfile.stem], ()
+        if program.endswith("compare") and "--flagfile" not in line:  # a design is drawn from the seeds of a study
+            quick = () if "--design=runs/compared" in arguments else ("--seeds=0,1", "--steps=3")
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
-        PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
+        with monkeypatch.context() as undrawn:
+            if not program.endswith("report"):
+                leave_out_pictures(undrawn)
+            PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
-    assert ran == 35
-    assert "mine.py:strategy" in capsys.readouterr().out
+    assert ran == count
+    assert ("mine.py:strategy" in capsys.readouterr().out) == (page == "README.md")
 
 
 @pytest.mark.complete

@@ -25,12 +25,13 @@ are 0.9224, 0.8280, 0.8286 and 0.7745. To update: train the same in PyTorch, and
 @pytest.mark.slow
 @pytest.mark.complete
 def test_the_reference_recipe_agrees_with_pytorch(complete_data, tmp_path):
-    flags = ["transfer", f"--flagfile={ROOT / 'experiments' / 'flags' / 'reference.flags'}"]
+    """One seed, whose accuracies are within 0.5 points of the mean over three; the flagfile has the figures of all."""
+    flags = ["transfer", f"--flagfile={ROOT / 'experiments' / 'flags' / 'reference.flags'}", "--seeds=0"]
     flags += [f"--manual_dir={complete_data}", f"--data_dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}"]
     transfer.main(flags)
     lines = directory.results(tmp_path / "run")
-    means = {name: np.mean([line.test_accuracy for line in lines if line.strategy == name]) for name in PYTORCH}
-    assert len(lines) == 3 * 4
-    assert means["pretrain"] == pytest.approx(np.mean(PYTORCH["pretrain"]), abs=0.01)
+    accuracies = {line.strategy: line.test_accuracy for line in lines}
+    assert len(lines) == 4 and accuracies.keys() == PYTORCH.keys()
+    assert accuracies["pretrain"] == pytest.approx(np.mean(PYTORCH["pretrain"]), abs=0.01)
     for name in ("scratch", "full", "head_only"):
-        assert means[name] == pytest.approx(np.mean(PYTORCH[name]), abs=0.015), name
+        assert accuracies[name] == pytest.approx(np.mean(PYTORCH[name]), abs=0.015), name

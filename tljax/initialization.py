@@ -116,7 +116,8 @@ Look = Callable[
 """(merge, model state) -> (gradient, fisher): what a data-driven strategy may look at."""
 
 
-def _call_plainly(part: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def call_plainly(part: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a function of a strategy's file; what it raises goes on as it is."""
     return function(*arguments, **options)
 
 
@@ -126,7 +127,7 @@ def start(
     initialization: Initialization,
     look: Look | None = None,
     name: str = "the strategy",
-    call: Callable[..., Any] = _call_plainly,
+    call: Callable[..., Any] = call_plainly,
 ) -> Start:
     """Graft, adapt, ask the strategy, and lint its answer; masks that it leaves to their boundary are linted there.
 
@@ -141,7 +142,7 @@ def start(
     stages, source, key = with_leaves(initialization), initialization.source, initialization.key
     source = source if source is None else batch_stats.split(source)[0]
     context = Context(stages, source, initialized.fresh, key)
-    finish = functools.partial(_finished, method, options, params, context, name, call) if method.finish else None
+    finish = functools.partial(finished, method, options, params, context, name, call) if method.finish else None
     takes_phases = method.finish is not None and plugins.takes(method.finish, "phases")
     form = {"factored": initialized.factored, "contracted": initialized.contracted, "finish_takes_phases": takes_phases}
     if method.data_driven and look is None:
@@ -182,10 +183,7 @@ def start(
     at = tuple((float(phase.start), of_phase(phase)) for phase in answered)
     if all(rule == PhaseRule() for rule in rules):
         rules = ()
-    if takes_phases and any(rule.until or rule.restore for rule in rules):
-        raise InputError(
-            f"{name}: its finish takes `phases`, which end by validation: let it do without one of the two"
-        )
+    require_known_phases(method, answered, name)
     finish = functools.partial(finish, count=len(at)) if finish else None
     state = initialized.model_state, _modes(method, options, initialization, initialized, context, name, call)
     return Start(params, at, *rest, initialization.fisher, *state, rules, finish, **form)
@@ -233,11 +231,20 @@ def _rule(phase: Phase, call: Callable[..., Any]) -> PhaseRule:
     return PhaseRule(until if phase.until is not None else None, phase.restore == "best", float(phase.rate), schedule)
 
 
+def require_known_phases(method: Method, answered: Sequence[Phase], name: str) -> None:
+    """Raise InputError if `finish` takes the beginnings of phases that end by validation."""
+    takes = method.finish is not None and plugins.takes(method.finish, "phases")
+    if takes and any(phase.until is not None or phase.restore == "best" for phase in answered):
+        raise InputError(
+            f"{name}: its finish takes `phases`, which end by validation: let it do without one of the two"
+        )
+
+
 _SUFFIXES = ("fisher", "merged")
 """What stands after the name of a fit in its checkpoint beside the ends."""
 
 
-def _finished(
+def finished(
     method: Method,
     options: Mapping[str, Any],
     start: Params,

@@ -1336,7 +1336,9 @@ def gathered(is_elementwise: IsElementwise, params: Params, mask: Mask | Callabl
     The room for elements follows from the leaf's size and the share that all arrays of the mask select together,
     rounded up to a power of the root of 2, with five standard deviations of a random draw to spare, or is so many times
     four: so random masks of one share compile once. One large leaf is gathered from 1 element in 45.3 on, one of 500
-    elements never. A mask that selects no element stays as it is, as does one with `Elements` already.
+    elements never. A mask that selects no element stays as it is, as does one with `Elements` already. So does an array
+    of one number for all of its leaf: it switches the leaf as a value, and masks with other such values share what is
+    compiled (`masks.switched`).
 
     >>> adam = functools.partial(elementwise.holds_of_shapes, optax.adam(0.1))
     >>> every_500th = np.arange(10000).reshape(100, 100) % 500 == 0
@@ -1360,7 +1362,7 @@ def _with_elements(is_elementwise: IsElementwise, mask: Mask, trained: Params) -
     arrays = [
         (i, np.broadcast_to(m, jnp.shape(leaf)), leaf)
         for i, (m, leaf) in enumerate(rows)
-        if leaf is not None and jnp.size(leaf) and masks.selects(m) and not isinstance(m, jax.core.Tracer)
+        if leaf is not None and jnp.size(leaf) and _selects_elements(m, leaf)
     ]
     counts = [np.count_nonzero(array) for _, array, _ in arrays]
     if not any(counts):
@@ -1382,6 +1384,11 @@ def _with_elements(is_elementwise: IsElementwise, mask: Mask, trained: Params) -
     if not is_elementwise(of_trained, tuple(whole), tuple(jax.tree.leaves(part))):
         return mask
     return replaced(lambda j: _elements(arrays[j][1], rooms[j]), [m for m, _ in rows])
+
+
+def _selects_elements(m: Any, leaf: Any) -> bool:
+    """Whether a leaf of a mask is an array that is known, and is no one number for the whole of its leaf."""
+    return masks.selects(m) and not isinstance(m, jax.core.Tracer) and (m.size > 1 or jnp.size(leaf) == 1)
 
 
 _MOST = 2**31 - 2**27
@@ -1431,20 +1438,35 @@ def _is_gathered(m: Any) -> bool:
 _PLACES: Any = {"unique_indices": True, "indices_are_sorted": True}
 
 
+def elements(leaf: Any, places: Any) -> Any:
+    """The elements of a leaf at the places of its `Elements`, [1, ..., room] of its axes and dtype; 0 for those beyond.
+
+    >>> elements(jnp.arange(6.0).reshape(2, 3), np.array([1, 4, 6]))
+    Array([[1., 4., 0.]], dtype=float32)
+    """
+    flat = jnp.reshape(jnp.asarray(leaf), -1)
+    of_places = flat.at[places].get(mode="fill", fill_value=0, **_PLACES)
+    return of_places.reshape((1,) * (jnp.ndim(leaf) - 1) + np.shape(places))
+
+
+def with_elements(leaf: Any, places: Any, values: Any) -> Any:
+    """The leaf with values [1, ..., room] at the places of its `Elements`; what is beyond the leaf is dropped.
+
+    >>> with_elements(jnp.zeros((2, 3)), np.array([1, 4, 6]), jnp.ones((1, 3))).tolist()
+    [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    flat = jnp.reshape(jnp.asarray(leaf), -1)
+    return flat.at[places].set(jnp.reshape(values, -1), mode="drop", **_PLACES).reshape(jnp.shape(leaf))
+
+
 def _gather(leaf: Any, m: Any) -> Any:
     """The elements of a leaf at the places of the mask, [1, ..., room], 0 for those beyond it; any other leaf as is."""
-    if not _is_gathered(m):
-        return leaf
-    flat = jnp.reshape(jnp.asarray(leaf), -1)
-    return flat.at[m.places].get(mode="fill", fill_value=0, **_PLACES).reshape(_gathered_shape(m, leaf))
+    return elements(leaf, m.places) if _is_gathered(m) else leaf
 
 
-def _spread(m: Any, elements: Any, leaf: Any) -> Any:
-    """The leaf with `elements` at the places of the mask; of a leaf that is not gathered the elements as they are."""
-    if not _is_gathered(m) or elements is None:
-        return elements
-    flat = jnp.reshape(jnp.asarray(leaf), -1)
-    return flat.at[m.places].set(jnp.reshape(elements, -1), mode="drop", **_PLACES).reshape(jnp.shape(leaf))
+def _spread(m: Any, of_leaf: Any, leaf: Any) -> Any:
+    """The leaf with the elements `of_leaf` at the places of the mask; of one that is not gathered these as they are."""
+    return with_elements(leaf, m.places, of_leaf) if _is_gathered(m) and of_leaf is not None else of_leaf
 
 
 def _spread_update(of_mask: Any, m: Any, leaf: Any, update: Any) -> Any:

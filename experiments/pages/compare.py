@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.pages import export, figures, report, tables, transfer
+from experiments.pages import anytime, beside, export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
-from experiments.runs import console, directory, looks, predictions
+from experiments.runs import confirmation, console, directory, looks, predictions
 from experiments.runs.console import Table
 from experiments.runs.judging import Judging, end_notes, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
@@ -41,14 +41,27 @@ Pair = tuple[Any, str]
 """(source or None, target)."""
 
 
-def show(folder: Path, parts: Sequence[Predictions], judging: Judging, notes: Sequence[str]) -> Study:
-    """Judge the fits of a run directory, print the tables, and write the report."""
+def show(
+    folder: Path,
+    parts: Sequence[Predictions],
+    judging: Judging,
+    notes: Sequence[str],
+    entered: confirmation.Entered | None = None,
+) -> Study:
+    """Judge the fits of a run directory, print the tables, and write the report.
+
+    `entered` is what a ledger says of the run: what comes of a registered claim is written there and said first.
+    """
     judging = with_margin(judging, predictions.metrics_of(parts, judging.verdict_on).values())
     fits, places = looks.judged_fits(parts, judging.against, judging.verdict_on), (looks.place(),)
     table = predictions.right(parts, judging.verdict_on)
     able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
     look = max(predictions.count_look(folder, table, able), looks.count(fits, judging, places))
     study = judged(parts, judging, [*notes, *looks.write(fits, judging, look, places)], look, table)
+    if entered:
+        decision = confirmation.decide(entered, study.family, table, predictions.all_groups(parts))
+        study = study._replace(verdict=" ".join(filter(None, (decision, study.verdict))))
+        notes = [*notes, *([decision] if decision else [])]
     predictions.write_study(folder, parts, notes, to_record(judging), look)
     classes = {part.rows[0].target: part.classes for part in parts if part.rows}
     write(folder, study, classes, report.provenance_of(folder))
@@ -72,9 +85,10 @@ def judged(
     rows = [row for part in parts if not part.longer for row in part.rows]
     margin, level = margins(judging, metrics), 1 - (1 - judging.level) / judging.looks
     by_set: Any = {"groups": groups, "metrics": metrics, "on": "source" if on == "retention" else "target"}
-    more: Any = {"looks": judging.looks, **by_set}
+    by_set["sequence"] = bool(judging.until)
+    more: Any = {"looks": judging.looks, "primary": judging.primary_family, **by_set}
     family, others = compared(_without_longer(table), margin, judging.level, judging.family, judging.against, **more)
-    if look > judging.looks:
+    if look > judging.looks and not judging.until:
         reason = f"looked at {look} times with {judging.looks} planned"
         family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
     curves = {name: curve for part in parts for name, curve in part.curves.items()}
@@ -97,10 +111,12 @@ def judged(
             *_divergence_notes(rows),
             *tables.metrics_without_number(rows),
             *_family_notes(family),
+            *anytime.notes(family),
             *_uncompared_notes(_without_longer(table), family, judging.against),
         ],
         predictions.most_wrong([part for part in parts if not part.longer]),
         on,
+        beside.of_study(parts, _without_longer(table), rows, curves, family, of_targets, level, judging, by_set),
     )
 
 
@@ -156,6 +172,8 @@ def _metric_notes(metrics: Mapping[str, Metric], family: Sequence[Comparison], o
 
 def _look_notes(look: int, judging: Judging) -> list[str]:
     """Notes on how often the fits were looked at: each planned look spends its share of the allowed errors."""
+    if judging.until:
+        return []  # every look is allowed
     if look > judging.looks:
         return [
             f"looked at {look} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
@@ -198,6 +216,13 @@ def _family_notes(family: Sequence[Comparison]) -> list[str]:
         dict.fromkeys(comparison.budgets for comparison in family if len(comparison.budgets) > 1),
     )
     texts = [f"shares of the budgets in the area: {tables.shares(budgets)}" for budgets in areas]
+    kinds = ([each.strategy for each in family if each.exploratory == exploratory] for exploratory in (False, True))
+    primary, exploratory = (listed(dict.fromkeys(names)) for names in kinds)
+    if exploratory:
+        texts.append(
+            f"exploratory, judged apart: {exploratory}; the level is that of the primary family, {primary or 'none'}, "
+            "which was named before the run"
+        )
     texts += [
         f"the area of {comparison.strategy} is over the {comparison.fits} seeds that all its budgets share: "
         f"{comparison.unused} fits of it and of {base} under other seeds enter only the comparison of their own budget"
@@ -263,7 +288,12 @@ VERDICTS = (
     "inside it, else open. Equivalent: the size is within the margin and the direction open; undecided: both are "
     "open. The p is adjusted for all that is judged together. Powers are ranges, since they are estimated from these "
     "fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
-    "equivalent."
+    "equivalent. Seeds are those that would do each with a chance of 80 % in the same family, with their 90 % range; "
+    "out of reach is what no number of seeds does on these test examples."
+)
+EXPLORATORY = (
+    " The level, and p, are those of the primary family, which was named before the run; exploratory rows, outside it, "
+    "are judged among themselves, and their errors come on top."
 )
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
 BANDS = (
@@ -291,18 +321,20 @@ KEPT = (
 )
 RETENTION = (
     "What is left of the source's {of_source} once its head is put back, against {metric} on the target; of a fit that "
-    "diverged, {constant} of each. No strategy beats those on the line in both."
+    "diverged, {constant} of each. Of these means none is higher in both than those on the line."
 )
 CONFUSION = (
     "Predicted class against true class in % of the true class, summed over the fits that did not diverge: scratch, "
     "and the strategy with the {best} mean {metric}, which was chosen by looking."
 )
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
-WRONG = "Test images that most fits take for another class."
+WRONG = "The test images that fits most often take for another class."
 MILESTONES = (
     "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
     "A fit that diverged reaches no threshold, and counts as {constant}. "
-    "Costs are those of the target's fit and, below, with the source's."
+    "Costs are those of the target's fit and, below, with the source's. They have no intervals, and no verdict is "
+    "drawn from them. Steps are the median over seeds of the first recorded step at the threshold, which may have been "
+    "reached at any since the one before."
 )
 
 
@@ -322,6 +354,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
             _gains(study.family, notes),
         ),
         Section("Each comparison by itself", "each", _single_comparisons(study.others, notes)),
+        *beside.sections(study, classes, notes),
         Section("Milestones", "milestones", _milestones(study, notes)),
         *_sections_at_largest_budget(study, fits, classes, strokes, notes),
         Section("Most often wrong", "wrong", _most_wrong(study, notes)),
@@ -434,7 +467,8 @@ def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str
     what = f"area under {names} against labels" if area else names if verdict_on == "retention" else f"test {names}"
     level = listed(f"{100 * comparison.level:.4g}" for comparison in family)
     against = f"Against {listed(comparison.against for comparison in family)}"
-    caption = VERDICTS.format(against=against, what=what, level=level)
+    caption = VERDICTS.format(against=against, what=what, level=level) + anytime.caption(family)
+    caption += EXPLORATORY if any(comparison.exploratory for comparison in family) else ""
     table, shared = tables.same(tables.verdicts(family), 6)
     return [
         Block(caption + shared + notes, table),

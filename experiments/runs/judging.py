@@ -10,11 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from experiments.runs import budgets, command_line, plan
+from experiments.runs import budgets, command_line, plan, sources
 from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
+from tljax import plugins
 from tljax.study import units
+from tljax.study.results import Result
 from tljax.study.verdicts import require_family
 from tljax.types import InputError, Metric, Task
 
@@ -42,6 +44,17 @@ class Judging:
         choices=("target", "retention"),
         neutral="target",
     )
+    primary_family: tuple[str, ...] = flag(
+        (),
+        "the strategies whose verdicts hold together at --level, named before the run; those outside are judged apart, "
+        "as exploratory; default all",
+        neutral=(),
+    )
+    until: str | None = flag(
+        None,
+        "decided: seeds are added, up to --most, until every verdict is decided; intervals hold at any number of seeds",
+        neutral="",
+    )
     end: str = "last"
     """Which parameters of the fits are judged, as --verdict_of of their run says; no flag, but a part of the record."""
 
@@ -56,6 +69,12 @@ def require_valid(judging: Judging) -> None:
         raise InputError(f"--looks={judging.looks}: give 1 or more")
     if not budgets.is_budget(judging.family):
         require_family(judging.family)
+    if judging.until not in (None, "decided"):
+        raise InputError(f"--until={judging.until}: give decided, or leave it out")
+    if judging.until and judging.looks > 1:
+        raise InputError(
+            f"--looks={judging.looks} with --until=decided: leave --looks out, since every look is allowed"
+        )
     if judging.verdict_on not in ON:
         raise InputError(f"--verdict_on={judging.verdict_on}: give {' or '.join(ON)}")
     if judging.verdict_on == "retention" and judging.against == "scratch":
@@ -110,6 +129,23 @@ def with_family(judging: AnyJudging, targets: Collection[Task], train_examples: 
     return replace(judging, family=str(number))
 
 
+def with_primary_family(judging: AnyJudging, strategies: Mapping[str, str]) -> AnyJudging:
+    """Judging with the labels of the strategies in --primary_family, of {strategy as --strategies has it: its label}.
+
+    Raises InputError for a name that is none of these, and for what the others are compared with.
+
+    >>> with_primary_family(Judging(primary_family=("full",)), {"full": "full"}).primary_family
+    ('full',)
+    """
+    labels = set(strategies.values())
+    for name in judging.primary_family:
+        if strategies.get(name, name) not in labels:
+            raise InputError(f"--primary_family={name} is none of --strategies{plugins.nearest(name, strategies)}")
+        if strategies.get(name, name) == judging.against:
+            raise InputError(f"--primary_family={name} is what the others are compared with: name those others")
+    return replace(judging, primary_family=tuple(strategies.get(name, name) for name in judging.primary_family))
+
+
 def margins(judging: Judging, metrics: Mapping[str, Metric]) -> dict[str, float]:
     """{test set: the margin in what its metric is measured in}, of {test set: metric}."""
     return {
@@ -122,7 +158,10 @@ def to_record(judging: Judging) -> dict[str, Any]:
     """{field of `Judging`: value}, without what else a program's flags hold, and without neutral values."""
     flags = command_line.fields(Judging)
     values = {f.name: (getattr(judging, f.name), f.metadata["neutral"]) for f in flags}
-    record = {name: value for name, (value, neutral) in values.items() if neutral is None or value != neutral}
+    record = {
+        name: value for name, (value, neutral) in values.items() if neutral is None or value not in (None, neutral)
+    }
+    record = {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
     return record if judging.end == "last" else {**record, "verdict_of": judging.end}
 
 
@@ -133,6 +172,7 @@ def from_record(record: Mapping[str, Any]) -> Judging:
     True
     """
     values = {name: value for name, value in record.items() if name != "verdict_of"}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Judging(**values, end=record.get("verdict_of", "last"))
 
 
@@ -180,12 +220,30 @@ def variation(experiment: Experiment) -> Variation:
     return Variation(source.name if source else None, different, len(settings.seeds), _pinned(settings), whole)
 
 
-def variation_by_flags(settings: Settings) -> Variation:
-    """What differs between fits as far as flags alone tell: how many sources a checkpoint holds is not known."""
+def variation_by_flags(settings: Settings, rows: Sequence[Result] = ()) -> Variation:
+    """What differs between fits as far as flags and a source's checkpoint tell.
+
+    How many sources it holds is not known where it cannot be read, or has others by now than these results are of.
+    """
     whole = tuple(budget for budget in settings.train_examples if budget.split(":")[0] == "all")
-    different = _streams(settings) if settings.source else None
+    different = _streams(settings) if settings.source else _in_checkpoint(settings, rows)
     source = settings.source or settings.source_checkpoint
     return Variation(source, different, len(settings.seeds), _pinned(settings), whole)
+
+
+def _in_checkpoint(settings: Settings, rows: Sequence[Result]) -> int | None:
+    """How many different sources the seeds have in --source_checkpoint; None if that is not known."""
+    transferred = [row for row in rows if row.source is not None and row.strategy not in ("scratch", "pretrain")]
+    if not settings.source_checkpoint or not transferred:
+        return None
+    try:
+        source = sources.from_checkpoint(settings, trains=False)
+    except (InputError, OSError):
+        return None
+    alike = all(
+        row.seed in source.trained and row.source_accuracy == source.trained[row.seed].score for row in transferred
+    )
+    return len({source.identity[row.seed] for row in transferred}) if alike else None
 
 
 def _streams(settings: Settings) -> int:

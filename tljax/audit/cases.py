@@ -66,7 +66,7 @@ def ask(
 
     Python's and NumPy's global randomness is as a seed of `state` leaves it.
     """
-    with _global_randomness(state):
+    with global_randomness(state):
         leaves = copy(case.params) if params is None else params
         answer = case.method.strategy(leaves, context or initialization.shown(case.context), **case.options)
     return initialization.phases(answer)
@@ -74,7 +74,7 @@ def ask(
 
 def evaluate(case: Case, phases: tuple[Phase, ...], *, state: int = 0) -> tuple[Phase, ...]:
     """The phases with masks in place of strategies."""
-    with _global_randomness(state):
+    with global_randomness(state):
         return tuple(dataclasses.replace(phase, mask=at_boundary(case, phase)(case.params)) for phase in phases)
 
 
@@ -86,7 +86,7 @@ def at_boundary(case: Case, phase: Phase) -> Callable[[Params], Mask]:
 
 
 @contextmanager
-def _global_randomness(seed: int) -> Iterator[None]:
+def global_randomness(seed: int) -> Iterator[None]:
     """Python's and NumPy's, seeded, and put back after."""
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed)

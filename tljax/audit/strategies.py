@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from tljax import batch_stats, initialization, masks, models, paths, plugins, train
-from tljax.audit import fits, problems, schedules
+from tljax.audit import ends, fits, problems, schedules
 from tljax.audit.cases import Case, ask, at_boundary, evaluate
 from tljax.audit.cases import case as build_case
 from tljax.audit.lines import Check, changed, copy, line, same_bytes
@@ -58,6 +58,11 @@ def check_strategy(
     checks += [line(name, _on_all, proof, cases) for name, proof in proofs.items() if cases]
     if method.data_driven and cases:
         checks[-1] = Check(checks[-1].name, None, "does not apply: it looks at data (DATA_DRIVEN)")
+    if method.finish and cases:
+        checks += ends.untrained(cases, _on_all)
+        if checks[-1].name == ends.FORM:  # no end can be tried after training
+            method = method._replace(finish=None)
+            cases = [case._replace(method=method) for case in cases]
     return [
         *checks,
         *_randomness_checks(of_models[0]),
@@ -227,6 +232,8 @@ def _training_checks(case: Case) -> list[Check]:
         counted = counted._replace(name="FLOPs of a step", passed=None if counted.passed is False else True)
     if case.method.adapt:
         checks.append(line("adapt and merge keep the outputs", _outputs_kept, proof))
+    if case.method.finish:
+        checks.append(ends.trained(case, model, fitted.params, data.inputs[0]))
     return [*checks, counted]
 
 

@@ -29,7 +29,10 @@ def strategy(params: Params, context: Context, *, alpha: float = 0.5, beta: floa
 def finish(
     params: Params, start: Params, context: Context, *, alpha: float = 0.5, beta: float = 0.5
 ) -> dict[str, Params]:
-    """The start and the scaled change; what was drawn anew stays as it was trained, as does a leaf of no stage."""
+    """The start and the scaled change; what was drawn anew stays as it was trained, as does a leaf of no stage.
+
+    A leaf that cannot train, such as a count, is as it was.
+    """
     groups = layers.with_block(params, context.stages)
     last = max(1, len(groups) - 1)
     depth = {
@@ -38,7 +41,7 @@ def finish(
     tests = [(paths.inside((name,)), scale) for name, scale in depth.items()]
     scales = paths.each(lambda path, leaf: next((scale for test, scale in tests if test(path)), 1.0), params)
 
-    def scaled(trained: Any, before: Any, scale: float, fresh: bool) -> Any:
-        return trained if fresh or scale == 1 else before + scale * (trained - before)
+    def scaled(trained: Any, before: Any, scale: float, moved: bool) -> Any:
+        return before + scale * (trained - before) if moved and scale != 1 else trained
 
-    return {"lines": jax.tree.map(scaled, params, start, scales, context.fresh)}
+    return {"lines": jax.tree.map(scaled, params, start, scales, masks.kept(params, context.fresh))}

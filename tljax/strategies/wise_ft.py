@@ -46,15 +46,18 @@ def finish(
     probe: float = 0.0,
     phases: Sequence[Params] = (),
 ) -> dict[str, Params]:
-    """The averages, leaf by leaf, of the parameters before and after training, or after the probe and at the end."""
+    """The averages, leaf by leaf, of the parameters before and after training, or after the probe and at the end.
+
+    A leaf that cannot train, such as a count, is as it was.
+    """
     before = phases[-1] if probe else start
-    kept = jax.tree.map(lambda leaf: False, params) if probe else context.fresh
+    moves = masks.kept(params, None if probe else context.fresh)
     alphas = [round(float(share), 12) for share in np.linspace(0, 1, curve)] if curve else [alpha]
 
-    def averaged(share: float, trained: Any, before: Any, fresh: bool) -> Any:
-        return trained if fresh else (1 - share) * before + share * trained
+    def averaged(share: float, trained: Any, before: Any, moves: bool) -> Any:
+        return (1 - share) * before + share * trained if moves else trained
 
     def between(share: float) -> Params:
-        return jax.tree.map(lambda *leaves: averaged(share, *leaves), params, before, kept)
+        return jax.tree.map(lambda *leaves: averaged(share, *leaves), params, before, moves)
 
     return {f"alpha_{share:g}": between(share) for share in alphas}

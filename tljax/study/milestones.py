@@ -28,17 +28,23 @@ def milestones(results: Sequence[Result], curves: Curves) -> list[dict[str, Any]
     """
     rows = []
     fits = [fit for fit in results if fit.strategy != "pretrain"]
-    base = {
-        (group[0].target, group[0].train_examples): mean(_turned(fit) for fit in group)
-        for group in groups(fits)
-        if label(group[0]) == "scratch"
-    }
+    base = thresholds(fits)
     for group in groups(fits):
         members = [fit for fit in group if counts(fit)]
         if members:
             where = members[0].target, members[0].train_examples
             rows.append(_milestone(members, curves, base.get(where), _scratch(base, where[0])))
     return rows
+
+
+def thresholds(results: Sequence[Result]) -> dict[tuple[str, int], float | None]:
+    """{(target, labels): scratch's asymptote, turned so that more is better}: what others are to reach."""
+    fits = [fit for fit in results if fit.strategy != "pretrain"]
+    return {
+        (group[0].target, group[0].train_examples): mean(_turned(fit) for fit in group)
+        for group in groups(fits)
+        if label(group[0]) == "scratch"
+    }
 
 
 def _turned(fit: Result) -> float | None:
@@ -62,7 +68,7 @@ def _milestone(
     first = members[0]
     sign, asymptote = units.sign(of_results.metric(first)), mean(_turned(fit) for fit in members)
     with_curves = [fit for fit in members if fit.name in curves]
-    times = [] if threshold is None else [_time_to(fit, curves, threshold) for fit in with_curves]
+    times = [] if threshold is None else [time_of(fit, curves, threshold) for fit in with_curves]
     steps = float(np.median(times)) if times else None
     per_step = mean(fit.step_flops for fit in members)
     seconds = None if steps is None else _per_step(members) * steps
@@ -98,7 +104,7 @@ def time_to(curve: Mapping[str, Any], threshold: float, sign: int = 1) -> float:
     return float(np.asarray(curve["step"])[reached.argmax()]) if reached.any() else np.inf
 
 
-def _time_to(fit: Result, curves: Curves, threshold: float) -> float:
+def time_of(fit: Result, curves: Curves, threshold: float) -> float:
     """The step at which a fit reaches the threshold; infinite where it never does, or diverged."""
     return np.inf if fit.diverged else time_to(curves[fit.name], threshold, units.sign(of_results.metric(fit)))
 
@@ -129,17 +135,19 @@ def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | N
 
 def _area(members: Sequence[Result], curves: Curves) -> float | None:
     """Mean accuracy (or other metric) over the steps, by trapezoids between the recorded ones."""
-    areas = []
-    for fit in members:
-        if fit.name in curves:
-            steps = np.asarray(curves[fit.name]["step"], float)
-            values = along(curves[fit.name])
-            share = counted_score(fit)
-            if fit.diverged and share is not None:
-                values = np.where(np.isfinite(values), values, share)
-            width = steps[-1] - steps[0]
-            areas.append(np.trapezoid(values, steps) / width if width > 0 else values[-1])
-    return mean(areas)
+    return mean(area for fit in members if (area := area_of(fit, curves)) is not None)
+
+
+def area_of(fit: Result, curves: Curves) -> float | None:
+    """Mean accuracy (or other metric) of one fit over the steps; None where it has no curve."""
+    if fit.name not in curves:
+        return None
+    steps, values = np.asarray(curves[fit.name]["step"], float), along(curves[fit.name])
+    share = counted_score(fit)
+    if fit.diverged and share is not None:
+        values = np.where(np.isfinite(values), values, share)
+    width = steps[-1] - steps[0]
+    return float(np.trapezoid(values, steps) / width if width > 0 else values[-1])
 
 
 def _per_step(members: Sequence[Result]) -> float:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
+from scipy import special
 
 from tljax.types import InputError
 
@@ -62,10 +63,10 @@ class Verdict(NamedTuple):
     """Simultaneous, at the level: above 0 is positive, below 0 negative."""
     margin: float
     """The largest difference, either way, that does not matter."""
-    power: tuple[float, float]
+    power: tuple[float, float] | None
     """Probability of calling a true difference of the margin positive or negative with these fits and items.
 
-    A 90 % range.
+    A 90 % range; None of a sequence, whose fits are no fixed number.
     """
     p: float
     """Two-sided, adjusted for the family: below 1 - level where the word is positive or negative."""
@@ -76,10 +77,14 @@ class Verdict(NamedTuple):
 
     '' where the word is withheld.
     """
-    power_equivalent: tuple[float, float]
-    """Probability of being called equivalent where there is no difference: a 90 % range."""
+    power_equivalent: tuple[float, float] | None
+    """Probability of being called equivalent where there is no difference: a 90 % range; None as for `power`."""
     warning: str
     """Why the word is not to be trusted or is withheld, a sentence; else ''."""
+    items_part: float | None = None
+    """Of a sequence, the half-width that the test items alone leave: above the margin nothing becomes equivalent."""
+    settled: bool = False
+    """Of a sequence, whether more seeds are not worth while: it is decided, or the items forbid that it ever is."""
 
 
 def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -95,7 +100,7 @@ def wilson(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
     _coverage(level)
     if not 0 <= right <= n or n < 1:
         raise InputError(f"{right} right of {n} test items: give at least one item, and 0 to all of them right")
-    ends = stats.binomtest(int(right), int(n)).proportion_ci(level, method="wilson")
+    ends = scipy.stats.binomtest(int(right), int(n)).proportion_ci(level, method="wilson")
     return float(ends.low), float(ends.high)
 
 
@@ -117,9 +122,9 @@ def mcnemar(first: np.ndarray, second: np.ndarray, groups: np.ndarray | None = N
     if first.shape != second.shape or first.ndim != 1:
         raise InputError(f"fits of shapes {first.shape} and {second.shape}: give both on the same n items, [n]")
     if groups is not None:
-        return _signs(np.bincount(_groups(groups, len(first)), first.astype(int) - second).astype(int))
+        return _signs(np.bincount(numbered(groups, len(first)), first.astype(int) - second).astype(int))
     wins, losses = int(np.sum(first & ~second)), int(np.sum(second & ~first))
-    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
+    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def _signs(sums: np.ndarray) -> float:
@@ -127,7 +132,7 @@ def _signs(sums: np.ndarray) -> float:
     chances = np.ones(1)
     for size, times in zip(*np.unique(np.abs(sums[sums != 0]), return_counts=True), strict=True):
         several = np.zeros(size * times + 1)
-        several[::size] = stats.binom.pmf(np.arange(times + 1), times, 0.5)
+        several[::size] = scipy.stats.binom.pmf(np.arange(times + 1), times, 0.5)
         chances = np.convolve(chances, several)
     total = len(chances) - 1
     return min(1.0, float(chances[np.abs(2 * np.arange(total + 1) - total) >= abs(sums.sum())].sum()))
@@ -146,7 +151,7 @@ def over_items(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | Non
     scores = np.asarray(scores, float)
     if scores.ndim != 1 or len(scores) < 2 or not np.isfinite(scores).all():
         raise InputError(f"scores of one fit, of shape {scores.shape}: give finite numbers, [items], two or more")
-    values, sizes = by_group(scores[None, None], None if groups is None else _groups(groups, len(scores)))
+    values, sizes = by_group(scores[None, None], None if groups is None else numbered(groups, len(scores)))
     many = values.shape[2]
     error = math.sqrt(values.var(ddof=1) + unseen_items(values, sizes).item()) / math.sqrt(many)
     return _interval(float(scores.mean()), error, many - 1, 1 - _coverage(level), level)
@@ -177,8 +182,8 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     >>> round(interval.mean, 3), round(interval.low, 3), round(interval.high, 3)
     (0.5, -0.307, 1.307)
     """
-    scores = _checked(scores)
-    values, sizes = by_group(scores[None], None if groups is None else _groups(groups, scores.shape[1]))
+    scores = checked(scores)
+    values, sizes = by_group(scores[None], None if groups is None else numbered(groups, scores.shape[1]))
     _, fits, many = values.shape
     unseen = unseen_items(values, sizes)
     error, degrees = standard_errors(mean_squares(values), fits, many, unseen)
@@ -250,7 +255,7 @@ def power_equivalent(standard_error: float, degrees: float, critical: float, inn
 @functools.lru_cache(maxsize=1)
 def _chi(degrees: float) -> np.ndarray:
     """4096 quantiles of the estimated standard error over the true one, float [4096]."""
-    return np.sqrt(stats.chi2.ppf((np.arange(4096) + 0.5) / 4096, degrees) / degrees)
+    return np.sqrt(scipy.stats.chi2.ppf((np.arange(4096) + 0.5) / 4096, degrees) / degrees)
 
 
 def _range(power: Callable[[float], float], interval: Interval) -> tuple[float, float]:
@@ -259,7 +264,7 @@ def _range(power: Callable[[float], float], interval: Interval) -> tuple[float, 
     The squared error is chi-square over its degrees (Taylor and Muller 1995, "Computing confidence bounds for power and
     sample size of the general linear univariate model").
     """
-    chances = stats.chi2.ppf([0.05, 0.95], interval.degrees)
+    chances = scipy.stats.chi2.ppf([0.05, 0.95], interval.degrees)
     largest, least = interval.standard_error * np.sqrt(interval.degrees / chances)
     return power(float(largest)), power(float(least))
 
@@ -278,10 +283,7 @@ def verdicts(
     any is wrongly called within or equivalent. With two fits there is a warning; fewer than `MIN_GROUPS` groups get no
     word. Raises InputError as `crossed` does, and for a margin of 0 or less.
     """
-    if not (math.isfinite(margin) and margin > 0):
-        raise InputError(f"margin {margin}: give the largest difference that does not matter, above 0, such as 0.01")
-    if _coverage(level) <= 0.5:
-        raise InputError(f"level {level}: equivalence needs more than 0.5, such as 0.95")
+    require_judgeable(margin, level)
     if not len(scores):
         return []
     family = _family(scores, groups)
@@ -293,28 +295,48 @@ def verdicts(
     ]
 
 
+def require_judgeable(margin: float, level: float) -> None:
+    """Raise InputError for a margin of 0 or less, and a level at which nothing can be equivalent."""
+    if not (math.isfinite(margin) and margin > 0):
+        raise InputError(f"margin {margin}: give the largest difference that does not matter, above 0, such as 0.01")
+    if _coverage(level) <= 0.5:
+        raise InputError(f"level {level}: equivalence needs more than 0.5, such as 0.95")
+
+
+def too_few_groups(sizes: np.ndarray | None) -> str:
+    """Why groups of these sizes, int [groups], get no word, a sentence; '' where they do, or there are no groups.
+
+    >>> too_few_groups(np.array([3, 3])), too_few_groups(None)
+    ('2 groups of test items are fewer than 8: no word is given.', '')
+    """
+    if sizes is None or (len(sizes) >= MIN_GROUPS and as_many(sizes) >= LEAST_ALIKE):
+        return ""
+    if len(sizes) < MIN_GROUPS:
+        return f"{len(sizes)} groups of test items are fewer than {MIN_GROUPS}: no word is given."
+    many = round(as_many(sizes))
+    return f"{len(sizes)} groups of test items so unequal say no more than {many} of one size: no word is given."
+
+
 def _verdict(
     interval: Interval, narrow: Interval, margin: float, p: float, fits: int, sizes: np.ndarray | None
 ) -> Verdict:
-    few = sizes is not None and len(sizes) < MIN_GROUPS
-    if sizes is not None and (few or as_many(sizes) < LEAST_ALIKE):
-        warning = f"{len(sizes)} groups of test items are fewer than {MIN_GROUPS}: no word is given."
-        if not few:
-            many = round(as_many(sizes))
-            warning = (
-                f"{len(sizes)} groups of test items so unequal say no more than {many} of one size: no word is given."
-            )
+    if warning := too_few_groups(sizes):
         return Verdict("", interval, margin, (0.0, 0.0), p, narrow, "", (0.0, 0.0), warning)
     critical, inner = ((end.high - end.mean) / end.standard_error for end in (interval, narrow))
     powers = _range(lambda error: power(error, interval.degrees, critical, margin), interval)
     equal = _range(lambda error: power_equivalent(error, interval.degrees, critical, inner, margin), interval)
-    word, size = _word(interval, narrow, margin), _size(interval, narrow, margin)
+    word, size = word_and_size(interval, narrow, margin)
     return Verdict(word, interval, margin, powers, p, narrow, size, equal, _warning(fits, sizes))
 
 
 def _warning(fits: int, sizes: np.ndarray | None) -> str:
     if fits == 2:
         return "Two fits say little of how fits vary: give three seeds or more before you trust the word."
+    return warning_of_groups(sizes)
+
+
+def warning_of_groups(sizes: np.ndarray | None) -> str:
+    """With what reserve a word over groups of these sizes, int [groups], is to be read; '' without reserve."""
     if sizes is not None and (many := round(as_many(sizes))) < MIN_GROUPS:
         return f"{len(sizes)} groups of test items that differ so in size say no more than {many} of one size."
     return ""
@@ -331,10 +353,10 @@ class _Family(NamedTuple):
 
 
 def _family(scores: Sequence[np.ndarray], groups: np.ndarray | None) -> _Family:
-    arrays = [_checked(array) for array in scores]
+    arrays = [checked(array) for array in scores]
     together = len({array.shape for array in arrays}) == 1
     stacks = [np.stack(arrays)] if together else [array[None] for array in arrays]
-    numbers = [None if groups is None else _groups(groups, stack.shape[2]) for stack in stacks]
+    numbers = [None if groups is None else numbered(groups, stack.shape[2]) for stack in stacks]
     values = [by_group(stack, number) for stack, number in zip(stacks, numbers, strict=True)]
     parts = [(mean_squares(stack), *stack.shape[1:], unseen_items(stack, sizes)) for stack, sizes in values]
     known = [standard_errors(*part) for part in parts]
@@ -347,7 +369,8 @@ def _family(scores: Sequence[np.ndarray], groups: np.ndarray | None) -> _Family:
     )
 
 
-def _checked(scores: np.ndarray) -> np.ndarray:
+def checked(scores: np.ndarray) -> np.ndarray:
+    """The scores of one comparison, float [fits, items]; raises InputError for fewer than two of either, and NaN."""
     scores = np.asarray(scores, float)
     if scores.ndim != 2 or not np.isfinite(scores).all():
         raise InputError(f"scores of shape {scores.shape}: give finite numbers, [fits, items]")
@@ -358,7 +381,7 @@ def _checked(scores: np.ndarray) -> np.ndarray:
     return scores
 
 
-def _groups(groups: np.ndarray, items: int) -> np.ndarray:
+def numbered(groups: np.ndarray, items: int) -> np.ndarray:
     """Groups numbered from 0 on, int [items]; raises InputError for what names no groups of these items."""
     groups = np.asarray(groups)
     if groups.shape != (items,) or groups.dtype.kind not in "iu":
@@ -382,8 +405,13 @@ def _intervals(family: _Family, level: float) -> list[Interval]:
 
 
 def _interval(mean: float, error: float, degrees: float, tail: float, level: float) -> Interval:
-    half = float(stats.t.isf(tail / 2, degrees)) * error
+    half = float(scipy.stats.t.isf(tail / 2, degrees)) * error
     return Interval(mean, mean - half, mean + half, error, degrees, level)
+
+
+def word_and_size(interval: Interval, narrow: Interval, margin: float) -> tuple[str, str]:
+    """(the word, the size) of an interval, and of the narrow one of equivalence, as `Verdict` has them."""
+    return _word(interval, narrow, margin), _size(interval, narrow, margin)
 
 
 def _word(interval: Interval, narrow: Interval, margin: float) -> str:
@@ -402,7 +430,7 @@ def _size(interval: Interval, narrow: Interval, margin: float) -> str:
 
 def _adjusted(interval: Interval, beyond: Callable[[float], float]) -> float:
     """The single-step p: of the normal variable with the same tail, the probability that the largest is beyond."""
-    alone = stats.t.sf(abs(interval.mean) / interval.standard_error, interval.degrees)
+    alone = scipy.stats.t.sf(abs(interval.mean) / interval.standard_error, interval.degrees)
     return beyond(float(-special.ndtri(alone)))
 
 
@@ -608,7 +636,7 @@ def _directions(rank: int) -> np.ndarray:
     """Directions of length 1: float [DIRECTIONS, rank]; [1, 1] where there is but one direction."""
     if rank == 1:
         return np.ones((1, 1))
-    points = stats.qmc.Sobol(rank, scramble=False).random(DIRECTIONS) + 0.5 / DIRECTIONS
+    points = scipy.stats.qmc.Sobol(rank, scramble=False).random(DIRECTIONS) + 0.5 / DIRECTIONS
     normals = special.ndtri(points)
     return np.asarray(normals / np.linalg.norm(normals, axis=1, keepdims=True))
 
@@ -620,5 +648,5 @@ def simultaneous_tail(beyond: Callable[[float], float], m: int, level: float) ->
     0.05
     """
     alone, bonferroni = special.ndtri([(1 - level) / 2, (1 - level) / (2 * m)])
-    z = optimize.brentq(lambda z: beyond(z) - (1 - level), -alone - 1e-3, -bonferroni + 1e-3, xtol=1e-10)
+    z = scipy.optimize.brentq(lambda z: beyond(z) - (1 - level), -alone - 1e-3, -bonferroni + 1e-3, xtol=1e-10)
     return 2 * float(special.ndtr(-z))

@@ -14,10 +14,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
-from tljax.study import statistics, units
+from tljax.study import sample_size, sequences, statistics, units
 from tljax.study.results import Result
+from tljax.study.sample_size import SeedsNeeded
 from tljax.study.summary import Curves, listed
 from tljax.study.units import ACCURACY
 from tljax.types import InputError, Metric
@@ -74,6 +75,16 @@ class Comparison(NamedTuple):
     """With what reserve the verdict is to be read."""
     metric: Metric = ACCURACY
     """What the difference is of."""
+    seeds_needed: SeedsNeeded | None = None
+    """The seeds that would find a difference of the margin, and that would call a difference of 0 equivalent."""
+    exploratory: bool = False
+    """Whether it is outside the primary family: judged with others such, whose errors the level counts apart."""
+    sequence: bool = False
+    """Whether the interval is one of a sequence (`sequences`), which holds however many fits there come to be."""
+    items_part: float | None = None
+    """Of a verdict by a sequence: the half-width that the test examples alone leave, however many the fits are."""
+    settled: bool = False
+    """Whether more fits are not worth while: it is decided, or the test examples forbid that it ever is."""
 
 
 class Study(NamedTuple):
@@ -93,6 +104,8 @@ class Study(NamedTuple):
     """{target: (the images most often taken for another class, uint8 [k, height, width, channels]; a caption each)}."""
     verdict_on: str = "target"
     """What the verdicts are on: target, or retention, which is the metric of the source on its own test set."""
+    asides: Any = None
+    """What `asides.asides` gives, if that is known: what stands beside the verdicts, without a word."""
 
 
 class Cell(NamedTuple):
@@ -213,6 +226,8 @@ class Conditions(NamedTuple):
     """Which test examples are alike, int [items]."""
     scale: float = 1.0
     """The size of the scores, as `scale` has it."""
+    sequence: bool = False
+    """Whether they are judged by `sequences`, at any number of fits, and not by `statistics`, at a number planned."""
 
 
 def compared(
@@ -226,6 +241,8 @@ def compared(
     groups: Groups = MappingProxyType({}),
     metrics: Mapping[str, Metric] = MappingProxyType({}),
     on: str = "target",
+    primary: Collection[str] = (),
+    sequence: bool = False,
 ) -> tuple[list[Comparison], list[Comparison]]:
     """(the family with its verdicts, each budget without): every strategy against `base` of its source and target.
 
@@ -236,9 +253,11 @@ def compared(
     (each budget by itself: the intervals of a strategy are a simultaneous band over the budgets), or a number of
     labels, such as '50' (that budget alone; the others get no verdict). The level is that of all verdicts together:
     within a target by max-t over correlated differences, over targets (other test examples) and planned `looks` by
-    Bonferroni. Comparisons whose scores are the same enter the family once. Diverged fits count as `Right` says; where
-    fits of `base` diverged, positive and equivalent must stand with its best fit in their place, or the word is
-    withheld. Raises InputError for another kind, and for a number of labels that no fit has.
+    Bonferroni. By a `sequence` they hold at every number of fits, and within a target by Bonferroni too. Comparisons
+    whose scores are the same enter the family once. Diverged fits count as `Right` says; where fits of `base` diverged,
+    positive and equivalent must stand with its best fit in their place, or the word is withheld. Strategies that are
+    not among `primary`, where it names some, are judged together apart from these, at the same level, and are
+    exploratory. Raises InputError for another kind, and for a number of labels that no fit has.
     """
     require_family(kind)
     single = [[cell] for cell in sorted_cells(right) if cell.strategy not in ("scratch", base)]
@@ -252,19 +271,23 @@ def compared(
             present = listed(f"{budget:,}" for budget in sorted({cell.budget for (cell,) in single}))
             raise InputError(f"no fit has {int(kind):,} labels: there are {present}", field="family", value=kind)
     names = list(dict.fromkeys(_name_of_set(cells[0], on) for cells in members))
-    terms = conditions_of(right, names, margin, groups, metrics, on)
+    terms = conditions_of(right, names, margin, groups, metrics, on, sequence=sequence)
     each_look = 1 - (1 - level) / looks
     share = looks * max(len(names), 1)
     family = []
     for name in names:
         of_set = [cells for cells in members if _name_of_set(cells[0], on) == name]
-        for comparison in _judged(right, of_set, terms[name], 1 - (1 - level) / share, base):
-            adjusted = comparison.p if comparison.p is None or not comparison.word else min(1.0, share * comparison.p)
-            family.append(comparison._replace(p=adjusted))
+        for exploratory in (False, True):
+            chosen = [cells for cells in of_set if (bool(primary) and cells[0].strategy not in primary) == exploratory]
+            for comparison in _judged(right, chosen, terms[name], 1 - (1 - level) / share, base):
+                unadjusted = comparison.p is None or not comparison.word
+                adjusted = comparison.p if unadjusted else min(1.0, share * (comparison.p or 0.0))
+                family.append(comparison._replace(p=adjusted, exploratory=exploratory))
     if kind == "budgets" or len({cells[0].budget for cells in single}) < 2:
         return family, []
     unjudged = [cells for cells in single if kind == "area" or cells not in members]
-    terms |= conditions_of(right, [_name_of_set(cells[0], on) for cells in unjudged], margin, groups, metrics, on)
+    names = [_name_of_set(cells[0], on) for cells in unjudged]
+    terms |= conditions_of(right, names, margin, groups, metrics, on, sequence=sequence)
     each = (alone(right, cells, terms[_name_of_set(cells[0], on)], each_look, base) for cells in unjudged)
     return family, [comparison for comparison in each if comparison is not None]
 
@@ -276,6 +299,7 @@ def conditions_of(
     groups: Groups = MappingProxyType({}),
     metrics: Mapping[str, Metric] = MappingProxyType({}),
     on: str = "target",
+    sequence: bool = False,
 ) -> dict[str, Conditions]:
     """{test set: what comparisons on it take}, of the test sets of these `names`, as `compared` has them."""
     cells = {name: [cell for cell in right if _name_of_set(cell, on) == name] for name in names}
@@ -285,6 +309,7 @@ def conditions_of(
             metrics.get(name, ACCURACY),
             groups.get(name),
             scale(right, cells[name]),
+            sequence,
         )
         for name in names
     }
@@ -309,7 +334,7 @@ def sorted_cells(right: Right) -> list[Cell]:
     return sorted(right, key=lambda cell: cell.budget)
 
 
-def _bases(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cell]:
+def bases_of(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cell]:
     """The cells that `cells` are compared with; scratch, however long, has no source."""
     from_scratch = longer or base == "scratch"
     return [cell._replace(source=None if from_scratch else cell.source, strategy=base, longer=longer) for cell in cells]
@@ -324,22 +349,28 @@ def _judged(
     right: Right, members: Sequence[Sequence[Cell]], conditions: Conditions, level: float, base: str
 ) -> list[Comparison]:
     """The comparisons on one test set, judged together; those of fewer than two pairs cannot be judged."""
+    if not members:
+        return []
     comparisons = {}
     for i, cells in enumerate(members):
         if (comparison := alone(right, cells, conditions, level, base)) is not None:
             reason = (
                 f"of one pair of fits; {TWO}" if comparison.fits < 2 else ONE_GROUP if comparison.groups == 1 else ""
             )
-            reason = reason or (COPIES if _copies(right, cells, _bases(cells, base)) else "")
-            comparisons[i] = comparison._replace(reason=reason)
+            reason = reason or (COPIES if _copies(right, cells, bases_of(cells, base)) else "")
+            comparisons[i] = comparison._replace(reason=reason, settled=reason in (ONE_GROUP, COPIES))
     able = [i for i, comparison in comparisons.items() if not comparison.reason]
     first = _first_equal(right, [members[i] for i in able], base)
     judged = [i for i, equal in zip(able, first, strict=True) if equal is None]
+    if conditions.sequence:  # the share of each is that of the family as it was named, whoever can be judged by now
+        level = 1 - (1 - level) * max(len(judged), 1) / len(members)
     verdicts = _verdicts(right, [members[i] for i in judged], conditions, level, base)
     withheld = _withheld(right, members, judged, verdicts, conditions, level, base)
     bounded = binary(right, [cell for cells in members for cell in cells])
-    for i, (verdict, changes) in zip(judged, withheld, strict=True):
-        comparisons[i] = _with_verdict(comparisons[i], verdict, bounded)._replace(**changes)
+    needed = _seeds_needed(right, [members[i] for i in judged], conditions, level, base)
+    for i, seeds, (verdict, changes) in zip(judged, needed, withheld, strict=True):
+        comparison = _with_verdict(comparisons[i], verdict, bounded)
+        comparisons[i] = comparison._replace(seeds_needed=seeds if comparison.word else None)._replace(**changes)
     for i, equal in zip(able, first, strict=True):
         if equal is not None:
             other, source, strategy = comparisons[able[equal]], comparisons[i].source, comparisons[i].strategy
@@ -349,7 +380,8 @@ def _judged(
 
 
 NO_WORD: Mapping[str, Any] = {
-    **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": ""}
+    **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": "", "seeds_needed": None},
+    "settled": False,
 }
 """The fields of a comparison that is not judged."""
 ONE_GROUP = "all test examples are of one group, so nothing is known of another"
@@ -362,13 +394,16 @@ def _with_verdict(comparison: Comparison, verdict: statistics.Verdict, bounded: 
     mean, *ends = verdict.interval[:3]
     low, high = map(_possible, ends) if bounded else ends
     comparison = comparison._replace(mean=mean, low=low, high=high, word=verdict.word, p=verdict.p)
+    comparison = comparison._replace(items_part=verdict.items_part)
     if not verdict.word:
-        return comparison._replace(**NO_WORD, reason=verdict.warning.rstrip("."))
+        no_word = {**NO_WORD, "settled": verdict.settled}
+        return comparison._replace(**no_word, reason=verdict.warning.rstrip("."))
     return comparison._replace(
         size=verdict.size,
         power=verdict.power,
         power_equivalent=verdict.power_equivalent,
         warning=verdict.warning.rstrip("."),
+        settled=verdict.settled,
     )
 
 
@@ -385,16 +420,30 @@ def _verdicts(
     """The verdicts of members on one test set, each of two pairs or more, all at once."""
     if not members:
         return []
-    scores = [_scores(right, cells, _bases(cells, base)) / conditions.scale for cells in members]
-    verdicts = statistics.verdicts(scores, conditions.margin / conditions.scale, level, groups=conditions.groups)
+    scores = [_scores(right, cells, bases_of(cells, base)) / conditions.scale for cells in members]
+    judge = sequences.verdicts if conditions.sequence else statistics.verdicts
+    verdicts = judge(scores, conditions.margin / conditions.scale, level, groups=conditions.groups)
     return [
         verdict._replace(
+            items_part=None if verdict.items_part is None else conditions.scale * verdict.items_part,
             interval=_scaled(verdict.interval, conditions.scale),
             narrow=_scaled(verdict.narrow, conditions.scale),
             margin=conditions.margin,
         )
         for verdict in verdicts
     ]
+
+
+def _seeds_needed(
+    right: Right, members: Sequence[Sequence[Cell]], conditions: Conditions, level: float, base: str
+) -> list[SeedsNeeded | None]:
+    """The seeds that each member would need in a family of these; None of a sequence, which goes on by itself."""
+    if conditions.sequence:
+        return [None] * len(members)
+    margin = conditions.margin / conditions.scale
+    scores = (_scores(right, cells, bases_of(cells, base)) / conditions.scale for cells in members)
+    pilots = [sample_size.components(each, conditions.groups) for each in scores]
+    return [sample_size.seeds_needed(pilot, margin, level, len(members)) for pilot in pilots]
 
 
 def _scaled(interval: statistics.Interval, scale: float) -> statistics.Interval:
@@ -422,7 +471,10 @@ def _withheld(
     both. Without such a fit there is no word, but that a strategy of which none is left may be negative. A difference
     is beyond the margin only if it is so then too.
     """
-    cells, bases = {cell for i in judged for cell in members[i]}, {c for i in judged for c in _bases(members[i], base)}
+    cells, bases = (
+        {cell for i in judged for cell in members[i]},
+        {c for i in judged for c in bases_of(members[i], base)},
+    )
     lost = {cell: sum(map(diverged, right.get(cell, {}).values())) for cell in cells | bases}
     if not any(lost.values()):
         return [(verdict, {}) for verdict in verdicts]
@@ -431,12 +483,14 @@ def _withheld(
     soft = _verdicts(_replaced(right, bases, _worst), chosen, conditions, level, base)
     withheld: list[tuple[statistics.Verdict, dict[str, Any]]] = []
     for i, verdict, strict, lenient in zip(judged, verdicts, hard, soft, strict=True):
-        gone = [each for each in (members[i], _bases(members[i], base)) if any(map(lost.get, each))]
+        gone = [each for each in (members[i], bases_of(members[i], base)) if any(map(lost.get, each))]
         if not gone or verdict.word not in ("positive", "negative", "equivalent"):
             withheld.append((verdict, {}))
             continue
         others = {"positive": (strict,), "negative": (lenient,), "equivalent": (strict, lenient)}[verdict.word]
-        needed = _bases(members[i], base) if verdict.word == "negative" else [*members[i], *_bases(members[i], base)]
+        needed = (
+            bases_of(members[i], base) if verdict.word == "negative" else [*members[i], *bases_of(members[i], base)]
+        )
         none_left = any(cell in lost and lost[cell] == len(right[cell]) for cell in needed)
         if not none_left and all(other.word == verdict.word for other in others):
             sure = all(other.size == verdict.size for other in others)
@@ -479,11 +533,11 @@ def _first_equal(right: Right, members: Sequence[Sequence[Cell]], base: str) -> 
     """
     first: list[int | None] = []
     for i, cells in enumerate(members):
-        bases = _bases(cells, base)
+        bases = bases_of(cells, base)
         before = (
             k
             for k, others in enumerate(members[:i])
-            if first[k] is None and _same(right, cells, others) and _same(right, bases, _bases(others, base))
+            if first[k] is None and _same(right, cells, others) and _same(right, bases, bases_of(others, base))
         )
         first.append(next(before, None))
     return first
@@ -513,7 +567,7 @@ def alone(
     are real numbers its place has that of t, of the interval (`statistics.over_items`). There is none where a fit
     diverged. Where all test examples are of one group there is no interval. None without pairs.
     """
-    bases = _bases(cells, base, longer)
+    bases = bases_of(cells, base, longer)
     scores = _scores(right, cells, bases)
     if not len(scores):
         return None
@@ -528,10 +582,11 @@ def alone(
     if many != 1:  # of one group nothing is known of others
         several = len(scores) > 1
         judge = statistics.crossed if several else statistics.over_items
+        judge = sequences.interval if several and conditions.sequence else judge
         interval = judge((scores if several else scores[0]) / conditions.scale, level, of_items)
         mean, low, high, error, degrees, _ = _scaled(interval, conditions.scale)
         if single and not rights:
-            p = 2 * float(stats.t.sf(abs(mean) / error, degrees))
+            p = 2 * float(scipy.stats.t.sf(abs(mean) / error, degrees))
     return Comparison(
         source=cells[0].source,
         target=cells[0].target,
@@ -552,6 +607,7 @@ def alone(
         diverged=(lost[0], lost[1]),
         unused=unused,
         metric=conditions.metric,
+        sequence=conditions.sequence and len(scores) > 1,
     )
 
 
@@ -573,16 +629,27 @@ def base_of(family: Sequence[Comparison]) -> str:
 def sentence(family: Iterable[Comparison], level: float, verdict_on: str = "target") -> str:
     """The verdicts as one sentence: direction and size, what was not judged and why, and the level of them all.
 
-    Of verdicts on targets of several metrics, a sentence a metric.
+    Of verdicts on targets of several metrics, a sentence a metric. Exploratory ones come last, in a sentence that says
+    so.
     """
-    comparisons = list(family)
+    every = list(family)
+    primary = [comparison for comparison in every if not comparison.exploratory]
+    exploratory = [comparison for comparison in every if comparison.exploratory]
+    if not any(comparison.word for comparison in exploratory):
+        return _sentence(primary, level, verdict_on, "all verdicts together")
+    text = _sentence(primary, level, verdict_on, "the verdicts of the primary family together")
+    return f"{text} Exploratory: {_sentence(exploratory, level, verdict_on, 'the exploratory ones among themselves')}"
+
+
+def _sentence(comparisons: Sequence[Comparison], level: float, verdict_on: str, together: str) -> str:
+    """The sentence on one family; `together` says what the level is for."""
     if not any(comparison.word for comparison in comparisons):
         lacking = _lacking(comparisons)
         whys = [reason if len(lacking) == 1 else f"{listed(names)} {reason}" for reason, names in lacking.items()]
         return f"Nothing was judged: {'; '.join(whys) or TWO}."
     metrics = list(dict.fromkeys(comparison.metric for comparison in comparisons))
     by_metric = [[each for each in comparisons if each.metric == metric] for metric in metrics]
-    texts = [_of_one_metric(members, comparisons, level, len(metrics) > 1) for members in by_metric]
+    texts = [_of_one_metric(members, comparisons, level, len(metrics) > 1, together) for members in by_metric]
     subject = "Of what is kept of the source: " if verdict_on == "retention" else ""
     return subject + " ".join(text if subject else text[:1].upper() + text[1:] for text in texts)
 
@@ -596,18 +663,17 @@ def _lacking(comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
     return lacking
 
 
-def _of_one_metric(members: Sequence[Comparison], among: Sequence[Comparison], level: float, several: bool) -> str:
+def _of_one_metric(
+    members: Sequence[Comparison], among: Sequence[Comparison], level: float, several: bool, together: str
+) -> str:
     """The sentence on verdicts of one metric; `several` says that there are others."""
     judged = sorted((each for each in members if each.word), key=lambda each: -each.mean)
     metric, base, with_words = members[0].metric, base_of(among), [each for each in among if each.word]
-    meanings = _MEANING if base == "scratch" else _MEANING_OF_OTHERS
     clauses = []
-    for (word, size), meaning in meanings.items():
+    for (word, size), meaning in _MEANING.items():
         chosen = [each for each in judged if each.word == word and (each.size == size or not size)]
         if chosen:
-            raised = ("raised", "lowered") if metric.larger_is_better else ("improved", "worsened")
-            words = meaning.format(base, raised=raised[0], lowered=raised[1], metric=units.spoken(metric))
-            clauses.append(f"{words} {listed(_named(each, with_words) for each in chosen)}")
+            clauses.append(f"{meaning.format(base)} {listed(_named(each, with_words) for each in chosen)}")
     clauses += [f"not judged: {listed(names)} ({reason})" for reason, names in _lacking(members).items()]
     unit, margin = units.of_differences(metric), units.factor(metric) * members[0].margin
     points = f"a margin of {' '.join(filter(None, (f'{margin:g}', unit)))}"
@@ -615,22 +681,13 @@ def _of_one_metric(members: Sequence[Comparison], among: Sequence[Comparison], l
         points += f" of {units.spoken(metric)}"
     if not metric.larger_is_better:
         points += ", of which less is better: differences are turned, so that positive is better"
-    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for all verdicts together)."
+    looked_at = ", whenever they are looked at" if members[0].sequence else ""
+    # The interval in the sentence may reach beyond the margin where the narrower one of equivalence does not.
+    narrower = "; below the margin by a narrower interval" if any(each.size == "within" for each in judged) else ""
+    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for {together}{looked_at}{narrower})."
 
 
 _MEANING = {
-    ("positive", "beyond"): "transfer helped by more than the margin under",
-    ("positive", "open"): "it helped, perhaps by less than the margin, under",
-    ("positive", "within"): "it {raised} {metric}, by less than the margin, under",
-    ("negative", "beyond"): "it hurt by more than the margin under",
-    ("negative", "open"): "it hurt, perhaps by less than the margin, under",
-    ("negative", "within"): "it {lowered} {metric}, by less than the margin, under",
-    ("equivalent", ""): "it made no difference that matters under",
-    ("undecided", ""): "nothing can be said of",
-}
-"""(direction, size) -> what it means of transfer."""
-
-_MEANING_OF_OTHERS = {
     ("positive", "beyond"): "better than {} by more than the margin:",
     ("positive", "open"): "better than {}, perhaps by less than the margin:",
     ("positive", "within"): "better than {}, by less than the margin:",
@@ -638,13 +695,16 @@ _MEANING_OF_OTHERS = {
     ("negative", "open"): "worse than {}, perhaps by less than the margin:",
     ("negative", "within"): "worse than {}, by less than the margin:",
     ("equivalent", ""): "no difference from {} that matters:",
-    ("undecided", ""): "nothing can be said of",
+    ("undecided", ""): "neither better nor worse than {} is shown:",
 }
-"""The same where strategies are compared with another than scratch."""
+"""(direction, size) -> what it says. Nothing of transfer: a strategy may take nothing from the source, or be worse for
+what it freezes."""
 
 
 def _named(comparison: Comparison, among: Sequence[Comparison]) -> str:
-    return f"{_place(comparison, among)} ({units.difference(comparison.metric, comparison.mean)})"
+    """A strategy with its difference and the ends of its interval, since a mean alone says more than is known."""
+    low, high = (units.difference(comparison.metric, end).split(" ")[0] for end in (comparison.low, comparison.high))
+    return f"{_place(comparison, among)} ({units.difference(comparison.metric, comparison.mean)}, {low} to {high})"
 
 
 def _place(comparison: Comparison, among: Sequence[Comparison]) -> str:

@@ -26,11 +26,13 @@ from tljax.train.step import (
     Hyper,
     Log,
     Spec,
+    averaged_places,
     batch_size,
     check_microbatch,
     entered,
     gathered,
     group_key,
+    joined_average,
     part_of_average,
     rule,
     specialize,
@@ -366,7 +368,7 @@ def _after_end(
         now = moved, moving, model_state
         moved, moving, model_state = jax.tree.map(functools.partial(_chosen_rows, restores), ended.best, now)
         params = masks.join(moved, frozen)
-        average = None if moving is None else moving._replace(params=masks.join(moving.params, resting))
+        average = None if moving is None or resting is None else joined_average(moving, resting)
         ended = ended._replace(params=params, average=average, model_state=model_state)
     ended = ended._replace(scores=(), best=None)
     if _phase_of(state) + 1 == len(fits[0].phases):
@@ -494,9 +496,18 @@ def _first_state(spec: Spec, fits: Sequence[Fit], part: Part) -> State:
     rates = jnp.asarray(np.array([_rates(fit, 0)[0] for fit in members]))
     opt_state = begin(specialized, params, stack_numbers(specialized, members, histories), rates)
     model_state = stack([fit.model_state for fit in members])
-    average = entered(None, params, model_state, trained_leaves(specialized)) if spec.averages else None
+    average = None
+    if spec.averages:
+        average = entered(None, params, model_state, *_places_of_average(spec, members, histories))
     numbers, undiverged = tuple(i for i, _ in part), (None,) * len(part)
     return State(0, params, opt_state, numbers, histories, undiverged, average, model_state=model_state, shared=shared)
+
+
+def _places_of_average(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> tuple[Mask, Any]:
+    """(Which leaves train in the phase of the last masks of `histories`, `places` of `entered`)."""
+    specialized = specialize(spec, fits[0], histories[0])
+    places = averaged_places(specialized, stack_numbers(specialized, fits, histories), fits[0], histories[0])
+    return trained_leaves(specialized), jax.tree.map(jnp.array, places)
 
 
 def _never_trained(fit: Fit, history: Sequence[Mask]) -> Mask:
@@ -520,16 +531,18 @@ def abstract(
     """
     specialized = specialize(spec, fits[0], histories[0])
     hyper = stack_numbers(specialized, fits, histories)
-    trains = [
-        trained_leaves(specialize(spec, fits[0], histories[0][: phase + 1])) for phase in range(len(histories[0]))
+    trains, until_then = trained_leaves(specialized), range(1, len(histories[0]) + 1)
+    of_phases = [
+        _places_of_average(spec, fits, [history[:count] for history in histories])
+        for count in (until_then if spec.averages else ())
     ]
 
     def arrays(params: Params, model_state: ModelState) -> Any:
         opt_state, average = begin(specialized, params, hyper, jnp.zeros(len(fits))), None
-        for of_phase in trains if spec.averages else ():
-            average = entered(average, params, model_state, of_phase)
-        of_average = None if average is None else part_of_average(average, trains[-1])[0]
-        best = masks.split(params, trains[-1])[0], of_average, model_state
+        for of_phase in of_phases:
+            average = entered(average, params, model_state, *of_phase)
+        of_average = None if average is None else part_of_average(average, trains)[0]
+        best = masks.split(params, trains)[0], of_average, model_state
         return params, opt_state, average, best, model_state
 
     def of_fits(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -910,7 +923,7 @@ def _advance(
         read()
     log = jax.tree.map(lambda *curves: np.hstack(curves), *logs)
     params = masks.join(trained, frozen)
-    average = None if moving is None else moving._replace(params=masks.join(moving.params, resting))
+    average = None if moving is None or resting is None else joined_average(moving, resting)
     state = state._replace(step=step, params=params, optimizer=opt_state, diverged=diverged, average=average)
     return state._replace(model_state=model_state), log, most
 
@@ -977,10 +990,11 @@ def _next_phase(
     for part in _parts(spec, fits, data, ends, execution, state.step, members):
         rows = [state.fits.index(i) for i, _ in part]
         next_state = _taken(state, rows) if jax.process_count() > 1 or len(rows) < len(state.fits) else state
-        first, of_part = fits[next_state.fits[0]], tuple(histories[row] for row in rows)
-        next_state = _with_own(next_state, _never_trained(first, of_part[0]))
-        trains = trained_leaves(specialize(spec, first, of_part[0]))
-        average = entered(next_state.average, next_state.params, {}, trains) if spec.averages else None
+        of_fits, of_part = [fits[i] for i in next_state.fits], tuple(histories[row] for row in rows)
+        next_state = _with_own(next_state, _never_trained(of_fits[0], of_part[0]))
+        average = next_state.average
+        if spec.averages:
+            average = entered(average, next_state.params, {}, *_places_of_average(spec, of_fits, of_part))
         opt_state = _carried(spec, fits, number, next_state, of_part)
         next_state = next_state._replace(
             optimizer=opt_state, masks=of_part, average=average, began=state.step, scores=(), best=None

@@ -468,9 +468,13 @@ class Average(NamedTuple):
     """The exponential average of a fit, float32 or wider."""
 
     params: Params
-    """A tree like the parameters, with None for a leaf that has never trained."""
+    """A tree like the parameters, with None for a leaf that has never trained. Of a leaf in `places` it has the
+    elements there alone, [1, ..., room], 0 for those beyond the leaf."""
     model_state: ModelState
     """The average of the model's state; as long as that stands still, the state itself."""
+    places: Params | None = None
+    """A tree like the parameters: int32 [room], as of `masks.Elements`, for a leaf of which only these elements have
+    trained, None for others; None where there is no such leaf."""
 
 
 def averaged(average: Average, trained: Params, model_state: ModelState, weight: Any, selection: Mask) -> Average:
@@ -481,22 +485,31 @@ def averaged(average: Average, trained: Params, model_state: ModelState, weight:
     Tarvainen & Valpola 2017, "Mean teachers are better role models" (arXiv:1703.01780), as state is averaged too; of
     iterates, Polyak & Juditsky 1992, "Acceleration of stochastic approximation by averaging".
 
-    >>> averaged(Average({"w": jnp.zeros(2)}, {}), {"w": jnp.ones(2)}, {}, 0.25, {"w": np.array([True, False])})
-    Average(params={'w': Array([0.25, 0.  ], dtype=float32)}, model_state={})
+    >>> averaged(Average({"w": jnp.zeros(2)}, {}), {"w": jnp.ones(2)}, {}, 0.25, {"w": np.array([True, False])}).params
+    {'w': Array([0.25, 0.  ], dtype=float32)}
     """
+    if average.places is not None:
+        trained = _map_with_none(
+            lambda at, leaf: leaf if at is None else optimizer.elements(leaf, at), average.places, trained
+        )
+        selection = _map_with_none(lambda at, m: m if at is None else True, average.places, selection)
     toward = jax.tree.map(lambda mean, leaf: weight * (leaf - mean), average.params, trained)
     params = optimizer.apply(average.params, toward, selection)
 
     def moved(mean: Any, leaf: Any) -> Any:  # a state that stands still keeps its bits
         return jnp.where(mean == leaf, mean, mean + weight * (leaf - mean)).astype(mean.dtype)
 
-    return Average(params, jax.tree.map(moved, average.model_state, model_state))
+    return average._replace(params=params, model_state=jax.tree.map(moved, average.model_state, model_state))
 
 
-def entered(average: Average | None, params: Params, model_state: ModelState, mask: Mask) -> Average:
-    """The average of a fit when a phase begins.
+def entered(
+    average: Average | None, params: Params, model_state: ModelState, mask: Mask, places: Params | None = None
+) -> Average:
+    """The average of fits when a phase begins; all arrays have a leading axis of fits.
 
-    A leaf that trains under `mask` for the first time enters as a copy; what was averaged before stays.
+    A leaf that trains under `mask` for the first time enters as a copy; what was averaged before stays. `places`, a
+    tree like the parameters, says of which leaves that train the average is to have some elements alone, int32 [fits,
+    room]: such have all elements that trained so far (`averaged_places`).
     """
 
     def copy(leaf: Any) -> Any:
@@ -504,26 +517,111 @@ def entered(average: Average | None, params: Params, model_state: ModelState, ma
         is_float = jnp.issubdtype(kind, jnp.floating)
         return jnp.array(leaf, jnp.promote_types(kind, jnp.float32) if is_float else kind)
 
-    copies = jax.tree.map(copy, masks.split(params, mask)[0])
+    def of_leaf(leaf: Any, mean: Any, before: Any, now: Any) -> Any:
+        if leaf is None or (mean is not None and before is None):
+            return mean
+        if mean is None:
+            return copy(leaf if now is None else jax.vmap(optimizer.elements)(leaf, now))
+        whole = jax.vmap(optimizer.with_elements)(copy(leaf), before, mean)
+        return whole if now is None else jax.vmap(optimizer.elements)(whole, now)
+
+    trained = masks.split(params, mask)[0]
+    none = jax.tree.map(lambda leaf: None, trained)
+    places = none if places is None else places
     if average is None:
-        return Average(copies, jax.tree.map(copy, model_state))
-    return Average(masks.join(average.params, copies), average.model_state)
+        averages = _map_with_none(of_leaf, trained, none, none, places)
+        return Average(averages, jax.tree.map(copy, model_state), _none_if_empty(places))
+    before = none if average.places is None else average.places
+    averages = _map_with_none(of_leaf, trained, average.params, before, places)
+    places = _map_with_none(lambda leaf, old, new: old if leaf is None else new, trained, before, places)
+    return average._replace(params=averages, places=_none_if_empty(places))
 
 
-def part_of_average(average: Average, trains: Mask) -> tuple[Average, Params]:
-    """(The average of what trains in a phase, that of the parameters that do not)."""
+def part_of_average(average: Average, trains: Mask) -> tuple[Average, Average]:
+    """(The average of what trains in a phase with the model's state, that of the parameters that do not)."""
     moving, resting = masks.split(average.params, trains)
-    return Average(moving, average.model_state), resting
+    if average.places is None:
+        return average._replace(params=moving), Average(resting, {})
+    placed = [
+        _map_with_none(lambda mean, at: None if mean is None else at, part, average.places)
+        for part in (moving, resting)
+    ]
+    of_moving, of_resting = map(_none_if_empty, placed)
+    return Average(moving, average.model_state, of_moving), Average(resting, {}, of_resting)
+
+
+def joined_average(moving: Average, resting: Average) -> Average:
+    """The whole average, from the two parts of `part_of_average`."""
+    params, places = (
+        masks.join(moving.params, resting.params),
+        [p for p in (moving.places, resting.places) if p is not None],
+    )
+    return Average(params, moving.model_state, masks.join(*places) if len(places) == 2 else next(iter(places), None))
 
 
 def with_average(params: Params, model_state: ModelState, average: Average) -> tuple[Params, ModelState]:
-    """(Parameters, model state) with the average in place of what has one, each leaf in its own dtype."""
+    """(Parameters, model state) with the average in place of what has one, each leaf in its own dtype.
 
-    def placed(mean: Any, leaf: Any) -> Any:
-        return leaf if mean is None else jnp.asarray(mean).astype(jnp.result_type(leaf))
+    The arrays are of one fit, or all have a leading axis of fits.
+    """
 
-    whole = jax.tree.map(placed, average.params, params, is_leaf=lambda leaf: leaf is None)
+    def placed(mean: Any, leaf: Any, at: Any = None) -> Any:
+        if mean is None:
+            return leaf
+        mean = jnp.asarray(mean).astype(jnp.result_type(leaf))
+        if at is None:
+            return mean
+        return (optimizer.with_elements if np.ndim(at) == 1 else jax.vmap(optimizer.with_elements))(leaf, at, mean)
+
+    places = () if average.places is None else (average.places,)
+    whole = _map_with_none(placed, average.params, params, *places)
     return whole, jax.tree.map(placed, average.model_state, model_state)
+
+
+def averaged_places(spec: Spec, hyper: Hyper, fit: Fit, history: Sequence[Mask]) -> Params | None:
+    """`places` of `entered`, for the phase of the last mask of `history`, from the `hyper` of the fits; None of none.
+
+    They are those of the leaves of `has_average_of_elements`.
+    """
+    flags = has_average_of_elements(spec, fit, history)
+    leaves, structure = jax.tree.flatten(_mask(spec, hyper))
+    rows = zip(leaves, flags, strict=True)
+    return _none_if_empty(jax.tree.unflatten(structure, [m.places if of_few else None for m, of_few in rows]))
+
+
+def has_average_of_elements(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[bool, ...]:
+    """For each leaf, whether the average has the elements alone that the last mask of `history` trains.
+
+    It is so where the optimizer has them alone, and every earlier mask trained some of them and no others.
+    """
+    masks_of_phases = [
+        jax.tree.leaves(gathered(replace(spec, schedule=schedule_of(fit, part)), fit.params, part[-1]))
+        for part in (history[: phase + 1] for phase in range(len(history)))
+    ]
+    return tuple(map(_only_grows, zip(*masks_of_phases, strict=True)))
+
+
+def _only_grows(of_phases: Sequence[Any]) -> bool:
+    """Whether the last mask of a leaf is `Elements`, and those before it are, or freeze the leaf, and select no other.
+
+    >>> few, more = (masks.Elements(None, None, np.array(array)) for array in ([0, 1, 0], [0, 1, 1]))
+    >>> _only_grows([False, few, more]), _only_grows([few, few]), _only_grows([more, few]), _only_grows([few, True])
+    (True, True, False, False)
+    """
+    training = [m for m in of_phases if m is not False]
+    if of_phases[-1] is False or not all(isinstance(m, masks.Elements) for m in training):
+        return False
+    selected = [np.asarray(m.array) != 0 for m in training]
+    return not any((before & ~after).any() for before, after in itertools.pairwise(selected))
+
+
+def _map_with_none(function: Callable[..., Any], *trees: Params) -> Params:
+    """`jax.tree.map`, in which None is a leaf of the first tree."""
+    return jax.tree.map(function, *trees, is_leaf=lambda leaf: leaf is None)
+
+
+def _none_if_empty(tree: Params) -> Params | None:
+    return tree if jax.tree.leaves(tree) else None
 
 
 def rule(fit: Fit, phase: int) -> PhaseRule:
@@ -754,11 +852,12 @@ def cohort_ranks(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[int, li
 
 def group_key(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Spec, Hashable]:
     """What fits that are trained together have in common: the spec of their phase, and the shapes and kinds of the
-    arrays that their masks pass."""
+    arrays that their masks pass, and of which leaves the average has some elements alone."""
     spec = specialize(spec, fit, history)
     ranks = [rank for rank in cohort_ranks(spec, fit, history)[1] if not isinstance(rank, int)]
     leaves, structure = jax.tree.flatten((traced_leaves(spec, fit, history), ranks))
-    return spec, (structure, tuple((leaf.shape, leaf.dtype.kind) for leaf in map(np.asarray, leaves)))
+    of_few = has_average_of_elements(spec, fit, history) if spec.averages else ()
+    return spec, (structure, tuple((leaf.shape, leaf.dtype.kind) for leaf in map(np.asarray, leaves)), of_few)
 
 
 def batch_size(fit: Fit) -> int:
