@@ -29,6 +29,7 @@ import numpy as np
 from experiments.runs import (
     budgets,
     command_line,
+    confirmation,
     console,
     costs,
     directory,
@@ -55,7 +56,7 @@ from experiments.runs.judging import (
 )
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
-from tljax import plugins
+from tljax import files, plugins
 from tljax.study import summary
 from tljax.study.results import Result, extended
 from tljax.study.verdicts import Cell
@@ -66,7 +67,7 @@ PILOT_SEEDS = 5
 
 
 @dataclass(frozen=True)
-class CompareFlags(Judging, ExperimentFlags):
+class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
     """What is compared beside the flags of a transfer, and how it is judged."""
 
     eval: tuple[str, ...] = flag(
@@ -91,6 +92,10 @@ class CompareFlags(Judging, ExperimentFlags):
     )
     most: int = flag(40, "with --until=decided: the number of seeds at which it ends in any case", role="free")
     tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it", place="path")
+
+
+KINDS = command_line.kinds(CompareFlags)
+"""{flag: its kind}: what a registered design may have."""
 
 
 class Part(NamedTuple):
@@ -120,11 +125,15 @@ def _run(
         of_design.show_of_run(Path(options.design), options, typed or (), options.fits)
         return []
     settings = Settings.from_flags(**values)
+    if options.design and options.confirm:
+        raise InputError("--design and --confirm are both given: what is confirmed was designed before")
     if options.design:
         options = replace(options, until=None)
         values = {**values, "seeds": settings.seeds[:PILOT_SEEDS], "workdir": options.design}
         settings = Settings.from_flags(**values)
     require_valid(options)
+    confirmation.require_flags(options, options)
+    asked = options
     seeds_of_rounds = until.rounds(options, settings, options.most)
     options = until.of_a_plan(options, options.most)
     values = {**values, "seeds": seeds_of_rounds[0]}
@@ -148,6 +157,11 @@ def _run(
     judging = replace(options, against=labels[base], end=settings.verdict_of)
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)
+    confirmation.refuse_evals(options.half, experiments, [task for each in evals for task in each.tasks.values()])
+    registration = None
+    if options.registration:
+        registration = confirmation.read_registration(files.place(options.registration), KINDS)
+        confirmation.require_registered(registration, values, asked, judging, experiments)
     if settings.dry_run:
         _show(parts)
         return []
@@ -155,6 +169,8 @@ def _run(
     if not options.design and not judging.until:
         _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
+    possible = [seed for seeds in seeds_of_rounds for seed in seeds]
+    entered = confirmation.enter(options, experiments, judging, registration, possible) if process.first() else None
     leave = tuned.searched_flags() if options.tuned else ()
     with directory.opened(settings, "compare", command_line.flagfile_lines(options), leave=leave) as folder:
         results, judged = _trained(parts, folder, data, evals)
@@ -179,7 +195,8 @@ def _run(
                 return results
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
-            page.show(folder, judged, judging, [*notes(parts, options), *several])
+            of_ledger = entered.notes if entered else ()
+            page.show(folder, judged, judging, [*notes(parts, options), *several, *of_ledger], entered)
             noted.leave(folder)
     return results
 
@@ -187,8 +204,8 @@ def _run(
 def _label(text: str) -> str:
     """The label of a strategy that --strategies names, as results have it."""
     strategy = plan.read_strategy(text)
-    named = {"strategy": strategy.name, "options": strategy.options, "spec": strategy.spec or None}
-    return summary.label(Result(name="", target="", seed=0, **named))
+    options, spec = strategy.options, strategy.spec or None
+    return summary.label(Result(name="", target="", strategy=strategy.name, options=options, spec=spec, seed=0))
 
 
 def _trained(
@@ -229,6 +246,7 @@ def planned(
                 plan.prepare(Settings.from_flags(**arm), execution, only=True)
                 for arm in tuned.study_flags(pair, settings, options.tuned, typed)
             ]
+            experiments = confirmation.with_halves(experiments, options.half)
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             from_scratch = [_only(each, lambda name: name == "scratch") for each in experiments]
             from_source = [_only(each, lambda name: name != "scratch") for each in experiments]
