@@ -14,6 +14,7 @@ from PIL import Image
 
 from experiments import (
     apply,
+    atlas,
     audit,
     check,
     compare,
@@ -46,6 +47,7 @@ PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
     for program in (
         apply,
+        atlas,
         audit,
         check,
         compare,
@@ -112,7 +114,7 @@ def test_the_kinds_of_lora_have_the_rates_seeds_and_margin_that_the_page_says():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("experiments/README.md", 25)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("experiments/README.md", 26)])
 def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
     """All but those on the complete data, and chaos; three steps of one seed each. Reports draw in `report` alone."""
     monkeypatch.chdir(tmp_path)

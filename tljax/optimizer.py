@@ -1336,7 +1336,9 @@ def gathered(is_elementwise: IsElementwise, params: Params, mask: Mask | Callabl
     The room for elements follows from the leaf's size and the share that all arrays of the mask select together,
     rounded up to a power of the root of 2, with five standard deviations of a random draw to spare, or is so many times
     four: so random masks of one share compile once. One large leaf is gathered from 1 element in 45.3 on, one of 500
-    elements never. A mask that selects no element stays as it is, as does one with `Elements` already.
+    elements never. A mask that selects no element stays as it is, as does one with `Elements` already. So does an array
+    of one number for all of its leaf: it switches the leaf as a value, and masks with other such values share what is
+    compiled (`masks.switched`).
 
     >>> adam = functools.partial(elementwise.holds_of_shapes, optax.adam(0.1))
     >>> every_500th = np.arange(10000).reshape(100, 100) % 500 == 0
@@ -1360,7 +1362,7 @@ def _with_elements(is_elementwise: IsElementwise, mask: Mask, trained: Params) -
     arrays = [
         (i, np.broadcast_to(m, jnp.shape(leaf)), leaf)
         for i, (m, leaf) in enumerate(rows)
-        if leaf is not None and jnp.size(leaf) and masks.selects(m) and not isinstance(m, jax.core.Tracer)
+        if leaf is not None and jnp.size(leaf) and _selects_elements(m, leaf)
     ]
     counts = [np.count_nonzero(array) for _, array, _ in arrays]
     if not any(counts):
@@ -1382,6 +1384,11 @@ def _with_elements(is_elementwise: IsElementwise, mask: Mask, trained: Params) -
     if not is_elementwise(of_trained, tuple(whole), tuple(jax.tree.leaves(part))):
         return mask
     return replaced(lambda j: _elements(arrays[j][1], rooms[j]), [m for m, _ in rows])
+
+
+def _selects_elements(m: Any, leaf: Any) -> bool:
+    """Whether a leaf of a mask is an array that is known, and is no one number for the whole of its leaf."""
+    return masks.selects(m) and not isinstance(m, jax.core.Tracer) and (m.size > 1 or jnp.size(leaf) == 1)
 
 
 _MOST = 2**31 - 2**27

@@ -971,3 +971,54 @@ def ranking_scatter(board: Board) -> Picture:
     figure.supylabel(_test(board.metric), fontsize=9)
     _legend(figure)
     return figure, f"Scores against test {units.spoken(board.metric)}, a point a source, {board.title}."
+
+
+# Atlases
+
+
+def atlas_cells(stages: Sequence[str], kinds: Sequence[str], grid: np.ndarray, metric: Metric) -> Picture:
+    """What each cell adds: a map of stages and kinds, and beside it the intervals, a row a stage, a colour a kind.
+
+    `grid` is float [stages, kinds, 3]: value, low and high as they are shown, NaN where there is no cell.
+    """
+    figure = _canvas(8.4, 1.3 + 0.18 * len(stages) * max(2, len(kinds)))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[max(1, len(kinds)), 5])
+    size = float(np.nanmax(np.abs(grid[..., 0]))) or 1.0
+    _heat_map(left, grid[..., 0], -size, size, gain=True)
+    left.set_xticks(range(len(kinds)), [_wrapped(kind) for kind in kinds])
+    left.set_yticks(range(len(stages)), [_wrapped(stage) for stage in stages])
+    for column, kind in enumerate(kinds):
+        colour = COLOURS[column % len(COLOURS)]
+        rows = np.arange(len(stages)) + (column - (len(kinds) - 1) / 2) * 0.7 / max(1, len(kinds))
+        value, low, high = grid[:, column].T
+        right.hlines(rows, low, high, color=colour, linewidth=1.2)
+        right.plot(value, rows, "o", color=colour, markersize=3.5, label=_wrapped(kind))
+    right.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+    right.set_xlabel(units.headed(f"adds to validation {units.spoken(metric)}", units.of_differences(metric)))
+    right.legend(loc="best")
+    text = "; ".join(
+        f"{stage} {kind} {grid[row, column, 0]:+.1f}"
+        for row, stage in enumerate(stages)
+        for column, kind in enumerate(kinds)
+        if np.isfinite(grid[row, column, 0])
+    )
+    return figure, f"What each cell adds{_in_unit(metric)}, stages in rows and kinds in columns: {text}."
+
+
+def atlas_masks(
+    sizes: np.ndarray, scores: np.ndarray, strategies: Mapping[str, tuple[float, float]], metric: Metric
+) -> Picture:
+    """The score of every mask against the numbers that it trains, and strategies by {name: (numbers, score)}."""
+    figure = _canvas(7.2, 3.6)
+    axes = figure.add_subplot()
+    factor = units.factor(metric) * units.sign(metric)
+    axes.plot(sizes, factor * scores, "o", color=BLUE, markersize=2.5, alpha=0.5, markeredgewidth=0)
+    for name, (numbers, score) in strategies.items():
+        axes.plot([numbers], [factor * score], "s", color=INK, markersize=4)
+        axes.annotate(
+            _wrapped(name, lines=1), (numbers, factor * score), fontsize=7, xytext=(3, 3), textcoords="offset points"
+        )
+    axes.set_xscale("symlog", linthresh=max(1.0, float(sizes[sizes > 0].min(initial=1.0))))
+    axes.set_xlabel("numbers that train beside what always trains")
+    axes.set_ylabel(units.headed(f"validation {units.spoken(metric)}", metric.unit))
+    return figure, f"Validation {units.spoken(metric)} of {len(scores)} masks against the numbers that they train."

@@ -32,6 +32,7 @@ ORDER = (
     "features",
     "rank",
     "search",
+    "atlas",
     "check",
     "audit",
     "transfer",

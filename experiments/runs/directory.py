@@ -323,7 +323,7 @@ def write_record(file: Path, record: Mapping[str, Any]) -> None:
 
     What it says is its canonical JSON, as it reads again: keys are sorted, and tuples are lists.
     """
-    replace(file, json.dumps({**record, "sha256": _sum(record)}, indent=1) + "\n")
+    replace(file, json.dumps(with_sum(record), indent=1) + "\n")
 
 
 def read_record(file: Path, form: fields.Form = dict) -> dict[str, Any] | None:
@@ -349,6 +349,11 @@ def read_record(file: Path, form: fields.Form = dict) -> dict[str, Any] | None:
     if odd := fields.fault(record, form):
         raise InputError(f"'{file}': {odd}: {remedy}")
     return record
+
+
+def with_sum(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its SHA-256 under "sha256", as `intact` wants it."""
+    return {**record, "sha256": _sum(record)}
 
 
 def intact(record: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ built outside `jax.jit`, and are no argument of it.
 """
 
 from tljax.masks.build import PER, by_glob, by_path, by_size, kept, layers, leaf_name, top, under
+from tljax.masks.cell import Cell, cells, cells_of, switched
 from tljax.masks.check import is_strategy, lint, lint_phases, lint_schedule, require_leaf
 from tljax.masks.combine import (
     also,
@@ -28,6 +29,7 @@ from tljax.masks.show import Row, digest, equal, from_json, load, save, table, t
 
 __all__ = [
     "PER",
+    "Cell",
     "Elements",
     "Row",
     "also",
@@ -35,6 +37,8 @@ __all__ = [
     "by_path",
     "by_size",
     "canonical",
+    "cells",
+    "cells_of",
     "chosen",
     "digest",
     "equal",
@@ -59,6 +63,7 @@ __all__ = [
     "since",
     "split",
     "static",
+    "switched",
     "table",
     "to_json",
     "top",
