@@ -132,8 +132,7 @@ def _run(
         _show(parts)
         return []
     data = {name: mark for part in parts for name, mark in plan.fingerprints(part.experiment).items()}
-    if not judging.until:
-        _say_looks(parts, judging, evals)
+    _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
     leave = tuned.searched_flags() if options.tuned else ()
     with directory.opened(settings, "compare", own_lines, leave=leave) as folder:
@@ -320,7 +319,7 @@ def _say_looks(parts: Sequence[Part], judging: Judging, evals: Sequence[evaluati
                 (bases if name == judging.against else fits).add(job.result.key)
     judged = [looks.JudgedFits(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
     look = looks.count(judged, judging, [looks.place()])
-    if look > judging.looks:
+    if look > judging.looks and not judging.until:
         console.say(
             f"this is look {look} at such fits with {judging.looks} planned: they will be described and not judged; "
             "take fresh --seeds for a verdict"
