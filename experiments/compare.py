@@ -6,6 +6,11 @@ r"""Did it transfer? Sources x targets x strategies x budgets x seeds, to verdic
 Sources x targets x strategies x label budgets x seeds in one run directory, each against training from scratch on the
 same draw, with verdicts and their report. --source, --source_checkpoint and --target take several names, with
 commas. Run again, it goes on; what is there is not trained again.
+
+    python -m experiments.compare --design=runs/compared --fits=200
+
+says of a run that has ended what its seeds and test items contribute to the error, how many seeds a verdict takes, and
+which study of so many fits decides most. Where --design is no such run, a pilot of the flags is trained there.
 """
 
 from experiments import run_program
@@ -47,6 +52,7 @@ from experiments.runs.judging import (
     variation,
     with_family,
     with_margin,
+    with_primary_family,
 )
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
@@ -55,6 +61,9 @@ from tljax.study import summary
 from tljax.study.results import Result, extended
 from tljax.study.verdicts import Cell
 from tljax.types import InputError
+
+PILOT_SEEDS = 5
+"""Seeds of a pilot, the first of --seeds."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,19 @@ class CompareFlags(Judging, ExperimentFlags):
         False, "measure what is left of the source: its metric on its own test set, its own head put back", role="free"
     )
     longer_scratch: bool = flag(True, "scratch with the source's steps added to its own, for the second comparison")
+    design: str | None = flag(
+        None,
+        "judge nothing: print the design that decides most by this run directory, or by a pilot of the first "
+        f"{PILOT_SEEDS} seeds, which is trained there",
+        role="local",
+        place="path",
+    )
+    fits: int | None = flag(
+        None,
+        "the compute of a design, in fits on the target with sources by their steps; default the pilot's",
+        role="local",
+        bounds=(1, None),
+    )
     most: int = flag(40, "with --until=decided: the number of seeds at which it ends in any case", role="free")
     tuned: str | None = flag(
         None,
@@ -98,13 +120,21 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
 def _run(
     values: Mapping[str, Any], options: CompareFlags, typed: Collection[str] | None, noted: times.Times
 ) -> list[Result]:
+    if options.design and (Path(options.design) / "report.html").is_file():
+        from experiments.pages import design as of_design  # draws nothing, but imports the tables
+
+        of_design.show_of_run(Path(options.design), options, typed or (), options.fits)
+        return []
     settings = Settings.from_flags(**values)
+    if options.design:
+        options = replace(options, until=None)
+        values = {**values, "seeds": settings.seeds[:PILOT_SEEDS], "workdir": options.design}
+        settings = Settings.from_flags(**values)
     require_valid(options)
     seeds_of_rounds = until.rounds(options, settings, options.most)
     options = until.of_a_plan(options, options.most)
     values = {**values, "seeds": seeds_of_rounds[0]}
-    own_lines = command_line.flagfile_lines(options)
-    searches = tunings.searches(options.tuned)
+    all_searches, searches = options.tuned, tunings.searches(options.tuned)
     options = replace(options, tuned=searches[0] if searches else None)
     names = {plugins.called(text): text for text in ("scratch", *settings.strategies)}
     base = names.get(options.against, options.against)
@@ -114,10 +144,8 @@ def _run(
     parts = planned(values, options, replace(settings, seeds=seeds_of_rounds[0]), execution, typed)
     for part in parts:
         require_variation(part.experiment)
-    strategy = plan.read_strategy(base)
-    against = Result(
-        name="", target="", strategy=strategy.name, options=strategy.options, spec=strategy.spec or None, seed=0
-    )
+    labels = {name: _label(name) for name in names.values()}
+    options = with_primary_family(options, {**labels, **{short: labels[names[short]] for short in names}})
     experiments = [part.experiment for part in parts]
     retention = options.retention or options.verdict_on == "retention"
     further = [*options.eval, *(["source"] if retention and "source" not in options.eval else [])]
@@ -125,16 +153,18 @@ def _run(
     metrics = evaluations.metrics_of(experiments, evals, options.verdict_on)
     options = with_margin(options, metrics.values())
     options = with_family(options, [part.experiment.target for part in parts], settings.train_examples)
-    judging = replace(options, against=summary.label(against), end=settings.verdict_of)
+    judging = replace(options, against=labels[base], end=settings.verdict_of)
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)
     if settings.dry_run:
         _show(parts)
         return []
     data = {name: mark for part in parts for name, mark in plan.fingerprints(part.experiment).items()}
-    _say_looks(parts, judging, evals)
+    if not options.design:
+        _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
     leave = tuned.searched_flags() if options.tuned else ()
+    own_lines = command_line.flagfile_lines(replace(options, tuned=all_searches))
     with directory.opened(settings, "compare", own_lines, leave=leave) as folder:
         results, judged = _trained(parts, folder, data, evals)
         for i in range(1, len(seeds_of_rounds) + 1 if judging.until else 0):
@@ -153,11 +183,24 @@ def _run(
         if process.first():
             tuning_notes = tunings.notes(searches, judged, others, judging)
             several = directory.mixed_environments(folder, [result.name for result in results])
+            if options.design:
+                from experiments.pages import design as of_design
+
+                of_design.show(judged, judging, options.fits)
+                noted.leave(folder)
+                return results
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
             page.show(folder, judged, judging, [*notes(parts, options), *tuning_notes, *several])
             noted.leave(folder)
     return results
+
+
+def _label(text: str) -> str:
+    """The label of a strategy that --strategies names, as results have it."""
+    strategy = plan.read_strategy(text)
+    named = {"strategy": strategy.name, "options": strategy.options, "spec": strategy.spec or None}
+    return summary.label(Result(name="", target="", seed=0, **named))
 
 
 def _trained(

@@ -80,6 +80,9 @@ class ReportFlags:
     family: str | None = flag(None, "what is judged, area, budgets or a number of labels; default the run's, else area")
     looks: int | None = flag(None, "the number of planned looks at the results; default the run's, else 1")
     against: str | None = flag(None, "the strategy that the others are compared with; default the run's, else scratch")
+    primary_family: tuple[str, ...] | None = flag(
+        None, "the strategies whose verdicts hold together; default the run's, else all"
+    )
     until: str | None = flag(None, "decided: intervals hold at any number of seeds; default as the run was judged")
     verdict_on: str | None = flag(None, "what verdicts are on, target or retention; default the run's, else target")
 

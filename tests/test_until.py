@@ -63,7 +63,8 @@ def comparison(strategy, settled, source="a", target="b"):
 def test_what_is_open_goes_on_with_what_it_is_compared_with():
     family = [comparison("full", True), comparison("head_only", False), comparison("full", True, target="c")]
     assert until.open_of(family, "scratch") == {("a", "b", "head_only"), ("a", "b", "scratch"), (None, "b", "scratch")}
-    assert until.open_of([comparison("full", True)], "scratch") == set()
+    explored = comparison("head_only", False)._replace(exploratory=True)
+    assert until.open_of([comparison("full", True), explored], "scratch") == set()
     assert "open are head_only; 2 more seeds" in until.line(family, 6, 2)
     assert "no verdict is open" in until.line(family[:1], 6, 2)
 

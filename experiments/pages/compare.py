@@ -73,7 +73,7 @@ def judged(
     margin, level = margins(judging, metrics), 1 - (1 - judging.level) / judging.looks
     by_set: Any = {"groups": groups, "metrics": metrics, "on": "source" if on == "retention" else "target"}
     by_set["sequence"] = bool(judging.until)
-    more: Any = {"looks": judging.looks, **by_set}
+    more: Any = {"looks": judging.looks, "primary": judging.primary_family, **by_set}
     family, others = compared(_without_longer(table), margin, judging.level, judging.family, judging.against, **more)
     if look > judging.looks and not judging.until:
         reason = f"looked at {look} times with {judging.looks} planned"
@@ -203,6 +203,13 @@ def _family_notes(family: Sequence[Comparison]) -> list[str]:
         dict.fromkeys(comparison.budgets for comparison in family if len(comparison.budgets) > 1),
     )
     texts = [f"shares of the budgets in the area: {tables.shares(budgets)}" for budgets in areas]
+    kinds = ([each.strategy for each in family if each.exploratory == exploratory] for exploratory in (False, True))
+    primary, exploratory = (listed(dict.fromkeys(names)) for names in kinds)
+    if exploratory:
+        texts.append(
+            f"exploratory, judged apart: {exploratory}; the level is that of the primary family, {primary or 'none'}, "
+            "which was named before the run"
+        )
     texts += [
         f"the area of {comparison.strategy} is over the {comparison.fits} seeds that all its budgets share: "
         f"{comparison.unused} fits of it and of {base} under other seeds enter only the comparison of their own budget"
@@ -268,7 +275,8 @@ VERDICTS = (
     "inside it, else open. Equivalent: the size is within the margin and the direction open; undecided: both are "
     "open. The p is adjusted for all that is judged together. Powers are ranges, since they are estimated from these "
     "fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
-    "equivalent."
+    "equivalent. Seeds are those that would do each with a chance of 80 % in the same family, with their 90 % range; "
+    "out of reach is what no number of seeds does on these test examples."
 )
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
 BANDS = (

@@ -18,6 +18,7 @@ from tljax.study import results as of_results
 from tljax.study import statistics, units
 from tljax.study.ranking import Board, Estimate
 from tljax.study.results import Result
+from tljax.study.sample_size import SeedsNeeded
 from tljax.study.summary import Spread, Summary, counted_score, counts, ended, finite, label, spread
 from tljax.study.units import ACCURACY
 from tljax.study.verdicts import Comparison, base_of, weights
@@ -396,20 +397,21 @@ def verdicts(family: Sequence[Comparison]) -> Table:
     shared = metrics[0] if len(metrics) == 1 else None
     difference_heading = from_base(base_of(family), shared) if shared else f"Difference from {base_of(family)}"
     margin = units.headed("Margin", units.of_differences(shared)) if shared else "Margin"
-    power = ["Power (%)", "Power to call equivalent (%)"]
+    power = ["Power (%)", "Power to call equivalent (%)", "Seeds to find the margin", "Seeds to call equivalent"]
     numbers = [difference_heading, "p, adjusted", *power, margin, "Labels", "Pairs of fits", "Test examples"]
     numbers = numbers if shared else ["Metric", *numbers]
     rows = []
     for comparison in family:
         word, groups, metric = comparison.word, comparison.groups, comparison.metric
         cells = [
-            Cell(comparison.strategy, f"equals {comparison.equals}" if comparison.equals else ""),
+            Cell(comparison.strategy, _about(comparison)),
             Cell(word or NOTHING, SIZES.get(comparison.size, "") if word in ("positive", "negative") else ""),
             *([] if shared else [Cell(units.headed(units.spoken(metric), units.of_differences(metric)))]),
             difference(comparison),
             Cell(chance(comparison.p) if word else NOTHING),
             Cell(between(comparison.power)),
             Cell(between(comparison.power_equivalent)),
+            *seeds_needed(comparison.seeds_needed),
             Cell(units.shown(metric, comparison.margin)),
             Cell(labels_of(comparison.budgets)),
             Cell(count(comparison.fits)),
@@ -419,15 +421,24 @@ def verdicts(family: Sequence[Comparison]) -> Table:
     return Table("Verdicts", ["Strategy", "Verdict", *numbers], grouped(rows), 2 if shared or not family else 3)
 
 
+def _about(comparison: Comparison) -> str:
+    """What stands below the name of a strategy: what it equals, and that it is exploratory."""
+    equal = f"equals {comparison.equals}" if comparison.equals else ""
+    return "; ".join(filter(None, (equal, "exploratory" if comparison.exploratory else "")))
+
+
 def verdicts_in_short(title: str, family: Sequence[Comparison]) -> Table:
     """The verdicts for the console: a row for each comparison of the family."""
     rows = []
     for comparison in family:
         word, size, power = comparison.word or NOTHING, comparison.size or NOTHING, comparison.power
+        word += ", exploratory" if comparison.exploratory else ""
         chances = NOTHING if power is None else f"{power[0]:.2f} to {power[1]:.2f}"
         p = chance(comparison.p) if comparison.word else NOTHING
-        rows.append([*_compared(comparison), *map(Cell, (word, size, chances, p))])
-    return Table(title, [*_compared_columns(family), "verdict", "size", "power", "p, adjusted"], rows)
+        seeds = seeds_needed(comparison.seeds_needed)[0]
+        rows.append([*_compared(comparison), *map(Cell, (word, size, chances)), seeds, Cell(p)])
+    columns = [*_compared_columns(family), "verdict", "size", "power", "seeds needed", "p, adjusted"]
+    return Table(title, columns, rows)
 
 
 def singly(title: str, comparisons: Sequence[Comparison]) -> Table:
@@ -462,6 +473,35 @@ def between(chances: tuple[float, float] | None) -> str:
     '5 to 54'
     """
     return NOTHING if chances is None else f"{100 * chances[0]:.0f} to {100 * chances[1]:.0f}"
+
+
+def seeds_needed(seeds: SeedsNeeded | None) -> tuple[Cell, Cell]:
+    """The seeds that would find the margin, and that would call a difference of 0 equivalent, each with its range.
+
+    >>> [cell.text for cell in seeds_needed(SeedsNeeded(10, (8, 14), None, (90, None)))]
+    ['10', 'out of reach']
+    """
+    if seeds is None:
+        return Cell(NOTHING), Cell(NOTHING)
+    find, equivalent = map(number_of_seeds, seeds.find_range), map(number_of_seeds, seeds.equivalent_range)
+    return (
+        ranged_seeds(number_of_seeds(seeds.find), *find),
+        ranged_seeds(number_of_seeds(seeds.equivalent), *equivalent),
+    )
+
+
+def ranged_seeds(text: str, low: str, high: str) -> Cell:
+    """A number of seeds with its range, unless all are one."""
+    return Cell(text, ends=None if low == text == high else (low, high))
+
+
+def number_of_seeds(seeds: int | None) -> str:
+    """A number of seeds; None is one that no study has."""
+    return OUT_OF_REACH if seeds is None else count(seeds)
+
+
+OUT_OF_REACH = "out of reach"
+"""What stands where no number of seeds is enough."""
 
 
 def shares(budgets: Sequence[int]) -> str:

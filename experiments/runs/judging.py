@@ -14,6 +14,7 @@ from experiments.runs import budgets, command_line, plan
 from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
+from tljax import plugins
 from tljax.study import units
 from tljax.study.verdicts import require_family
 from tljax.types import InputError, Metric, Task
@@ -41,6 +42,12 @@ class Judging:
         "what verdicts are on: target, or retention (the source's test set, under the source's own head)",
         choices=("target", "retention"),
         neutral="target",
+    )
+    primary_family: tuple[str, ...] = flag(
+        (),
+        "the strategies whose verdicts hold together at --level, named before the run; those outside are judged apart, "
+        "as exploratory; default all",
+        neutral=(),
     )
     until: str | None = flag(
         None,
@@ -121,6 +128,23 @@ def with_family(judging: AnyJudging, targets: Collection[Task], train_examples: 
     return replace(judging, family=str(number))
 
 
+def with_primary_family(judging: AnyJudging, strategies: Mapping[str, str]) -> AnyJudging:
+    """Judging with the labels of the strategies in --primary_family, of {strategy as --strategies has it: its label}.
+
+    Raises InputError for a name that is none of these, and for what the others are compared with.
+
+    >>> with_primary_family(Judging(primary_family=("full",)), {"full": "full"}).primary_family
+    ('full',)
+    """
+    labels = set(strategies.values())
+    for name in judging.primary_family:
+        if strategies.get(name, name) not in labels:
+            raise InputError(f"--primary_family={name} is none of --strategies{plugins.nearest(name, strategies)}")
+        if strategies.get(name, name) == judging.against:
+            raise InputError(f"--primary_family={name} is what the others are compared with: name those others")
+    return replace(judging, primary_family=tuple(strategies.get(name, name) for name in judging.primary_family))
+
+
 def margins(judging: Judging, metrics: Mapping[str, Metric]) -> dict[str, float]:
     """{test set: the margin in what its metric is measured in}, of {test set: metric}."""
     return {
@@ -136,6 +160,7 @@ def to_record(judging: Judging) -> dict[str, Any]:
     record = {
         name: value for name, (value, neutral) in values.items() if neutral is None or value not in (None, neutral)
     }
+    record = {name: list(value) if isinstance(value, tuple) else value for name, value in record.items()}
     return record if judging.end == "last" else {**record, "verdict_of": judging.end}
 
 
@@ -146,6 +171,7 @@ def from_record(record: Mapping[str, Any]) -> Judging:
     True
     """
     values = {name: value for name, value in record.items() if name != "verdict_of"}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return Judging(**values, end=record.get("verdict_of", "last"))
 
 

@@ -170,9 +170,12 @@ def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None
     """Raise InputError unless fits are judged as they were before; `what` begins the message."""
     record = to_record(judging) | {"verdict_of": judging.end}
     before = {"verdict_of": "last", **before}
+    primary = record.pop("primary_family", [])
     differ = [
         f"--{name}={before[name]}, not {value}" for name, value in record.items() if before.get(name, value) != value
     ]
+    if (of_before := before.get("primary_family", [])) != primary:
+        differ.append(f"--primary_family={','.join(of_before)}, not {','.join(primary)}")
     if before.get("verdict_on", "target") != judging.verdict_on:
         differ.append(f"--verdict_on={before.get('verdict_on', 'target')}, not {judging.verdict_on}")
     if before.get("until") != judging.until:

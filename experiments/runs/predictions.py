@@ -161,8 +161,8 @@ class StudyRecord(NamedTuple):
 
 JUDGING: fields.Form = {
     **{"margin?": (float, None), "level?": float, "family?": str, "looks?": int, "against?": str, "verdict_on?": str},
+    **{"verdict_of?": str, "primary_family?": [str]},
     **{"until?": str},
-    **{"verdict_of?": str},
 }
 """How fits are judged: the fields of `judging.Judging`."""
 STUDY: fields.Form = {

@@ -65,14 +65,20 @@ def family(parts: Sequence[Predictions], judging: Judging) -> list[Comparison]:
         metrics=metrics,
         on="source" if on == "retention" else "target",
         looks=judging.looks,
+        primary=judging.primary_family,
         sequence=bool(judging.until),
     )
     return judged
 
 
 def open_of(judged: Sequence[Comparison], against: str) -> set[tuple[str | None, str, str]]:
-    """(source, target, strategy) of which fits are wanted still; of `against`, and of scratch, for the others' sake."""
+    """(source, target, strategy) of which fits are wanted still; of `against`, and of scratch, for the others' sake.
+
+    Exploratory strategies get fits as long as one of the primary family is open.
+    """
     wanted: set[tuple[str | None, str, str]] = set()
+    if all(comparison.settled or comparison.exploratory for comparison in judged):
+        return wanted
     for comparison in judged:
         if not comparison.settled:
             source, target = comparison.source, comparison.target
@@ -99,7 +105,8 @@ def _label(strategy: NamedStrategy) -> str:
 
 def line(judged: Sequence[Comparison], seeds: int, more: int) -> str:
     """What is said after a round: how many seeds there are, what is decided, and how many seeds come next."""
-    undecided = list(dict.fromkeys(comparison.strategy for comparison in judged if not comparison.settled))
+    primary = [comparison for comparison in judged if not comparison.exploratory]
+    undecided = list(dict.fromkeys(comparison.strategy for comparison in primary if not comparison.settled))
     if not undecided:
         return f"{seeds} seeds: no verdict is open"
     following = f"{more} more seeds" if more else "--most is reached"

@@ -115,3 +115,10 @@ def has_more_on_than_slots(params, context):
 
 def words(params, context):
     return MaskSchedule(no_memory, all_on, everything(params), sees="mu")
+
+
+def switches_all_above_the_first_stage(params, context):
+    def choose(memory, seen):
+        return jax.tree.map(lambda leaf: seen.step % 2 == 0, seen.params), memory
+
+    return MaskSchedule(no_memory, choose, masks.invert(masks.under(params, context.stages[0])))

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy
 
-from tljax.study import sequences, statistics, units
+from tljax.study import sample_size, sequences, statistics, units
 from tljax.study.results import Result
+from tljax.study.sample_size import SeedsNeeded
 from tljax.study.summary import Curves, listed
 from tljax.study.units import ACCURACY
 from tljax.types import InputError, Metric
@@ -74,6 +75,10 @@ class Comparison(NamedTuple):
     """With what reserve the verdict is to be read."""
     metric: Metric = ACCURACY
     """What the difference is of."""
+    seeds_needed: SeedsNeeded | None = None
+    """The seeds that would find a difference of the margin, and that would call a difference of 0 equivalent."""
+    exploratory: bool = False
+    """Whether it is outside the primary family: judged with others such, whose errors the level counts apart."""
     sequence: bool = False
     """Whether the interval is one of a sequence (`sequences`), which holds however many fits there come to be."""
     items_part: float | None = None
@@ -236,6 +241,7 @@ def compared(
     groups: Groups = MappingProxyType({}),
     metrics: Mapping[str, Metric] = MappingProxyType({}),
     on: str = "target",
+    primary: Collection[str] = (),
     sequence: bool = False,
 ) -> tuple[list[Comparison], list[Comparison]]:
     """(the family with its verdicts, each budget without): every strategy against `base` of its source and target.
@@ -249,8 +255,9 @@ def compared(
     within a target by max-t over correlated differences, over targets (other test examples) and planned `looks` by
     Bonferroni. By a `sequence` they hold at every number of fits, and within a target by Bonferroni too. Comparisons
     whose scores are the same enter the family once. Diverged fits count as `Right` says; where fits of `base` diverged,
-    positive and equivalent must stand with its best fit in their place, or the word is withheld. Raises InputError for
-    another kind, and for a number of labels that no fit has.
+    positive and equivalent must stand with its best fit in their place, or the word is withheld. Strategies that are
+    not among `primary`, where it names some, are judged together apart from these, at the same level, and are
+    exploratory. Raises InputError for another kind, and for a number of labels that no fit has.
     """
     require_family(kind)
     single = [[cell] for cell in sorted_cells(right) if cell.strategy not in ("scratch", base)]
@@ -270,9 +277,12 @@ def compared(
     family = []
     for name in names:
         of_set = [cells for cells in members if _name_of_set(cells[0], on) == name]
-        for comparison in _judged(right, of_set, terms[name], 1 - (1 - level) / share, base):
-            adjusted = comparison.p if comparison.p is None or not comparison.word else min(1.0, share * comparison.p)
-            family.append(comparison._replace(p=adjusted))
+        for exploratory in (False, True):
+            chosen = [cells for cells in of_set if (bool(primary) and cells[0].strategy not in primary) == exploratory]
+            for comparison in _judged(right, chosen, terms[name], 1 - (1 - level) / share, base):
+                unadjusted = comparison.p is None or not comparison.word
+                adjusted = comparison.p if unadjusted else min(1.0, share * (comparison.p or 0.0))
+                family.append(comparison._replace(p=adjusted, exploratory=exploratory))
     if kind == "budgets" or len({cells[0].budget for cells in single}) < 2:
         return family, []
     unjudged = [cells for cells in single if kind == "area" or cells not in members]
@@ -339,6 +349,8 @@ def _judged(
     right: Right, members: Sequence[Sequence[Cell]], conditions: Conditions, level: float, base: str
 ) -> list[Comparison]:
     """The comparisons on one test set, judged together; those of fewer than two pairs cannot be judged."""
+    if not members:
+        return []
     comparisons = {}
     for i, cells in enumerate(members):
         if (comparison := alone(right, cells, conditions, level, base)) is not None:
@@ -355,8 +367,10 @@ def _judged(
     verdicts = _verdicts(right, [members[i] for i in judged], conditions, level, base)
     withheld = _withheld(right, members, judged, verdicts, conditions, level, base)
     bounded = binary(right, [cell for cells in members for cell in cells])
-    for i, (verdict, changes) in zip(judged, withheld, strict=True):
-        comparisons[i] = _with_verdict(comparisons[i], verdict, bounded)._replace(**changes)
+    needed = _seeds_needed(right, [members[i] for i in judged], conditions, level, base)
+    for i, seeds, (verdict, changes) in zip(judged, needed, withheld, strict=True):
+        comparison = _with_verdict(comparisons[i], verdict, bounded)
+        comparisons[i] = comparison._replace(seeds_needed=seeds if comparison.word else None)._replace(**changes)
     for i, equal in zip(able, first, strict=True):
         if equal is not None:
             other, source, strategy = comparisons[able[equal]], comparisons[i].source, comparisons[i].strategy
@@ -366,7 +380,8 @@ def _judged(
 
 
 NO_WORD: Mapping[str, Any] = {
-    **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": "", "settled": False}
+    **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": "", "seeds_needed": None},
+    "settled": False,
 }
 """The fields of a comparison that is not judged."""
 ONE_GROUP = "all test examples are of one group, so nothing is known of another"
@@ -417,6 +432,18 @@ def _verdicts(
         )
         for verdict in verdicts
     ]
+
+
+def _seeds_needed(
+    right: Right, members: Sequence[Sequence[Cell]], conditions: Conditions, level: float, base: str
+) -> list[SeedsNeeded | None]:
+    """The seeds that each member would need in a family of these; None of a sequence, which goes on by itself."""
+    if conditions.sequence:
+        return [None] * len(members)
+    margin = conditions.margin / conditions.scale
+    scores = (_scores(right, cells, bases_of(cells, base)) / conditions.scale for cells in members)
+    pilots = [sample_size.components(each, conditions.groups) for each in scores]
+    return [sample_size.seeds_needed(pilot, margin, level, len(members)) for pilot in pilots]
 
 
 def _scaled(interval: statistics.Interval, scale: float) -> statistics.Interval:
@@ -602,16 +629,27 @@ def base_of(family: Sequence[Comparison]) -> str:
 def sentence(family: Iterable[Comparison], level: float, verdict_on: str = "target") -> str:
     """The verdicts as one sentence: direction and size, what was not judged and why, and the level of them all.
 
-    Of verdicts on targets of several metrics, a sentence a metric.
+    Of verdicts on targets of several metrics, a sentence a metric. Exploratory ones come last, in a sentence that says
+    so.
     """
-    comparisons = list(family)
+    every = list(family)
+    primary = [comparison for comparison in every if not comparison.exploratory]
+    exploratory = [comparison for comparison in every if comparison.exploratory]
+    if not any(comparison.word for comparison in exploratory):
+        return _sentence(primary, level, verdict_on, "all verdicts together")
+    text = _sentence(primary, level, verdict_on, "the verdicts of the primary family together")
+    return f"{text} Exploratory: {_sentence(exploratory, level, verdict_on, 'the exploratory ones among themselves')}"
+
+
+def _sentence(comparisons: Sequence[Comparison], level: float, verdict_on: str, together: str) -> str:
+    """The sentence on one family; `together` says what the level is for."""
     if not any(comparison.word for comparison in comparisons):
         lacking = _lacking(comparisons)
         whys = [reason if len(lacking) == 1 else f"{listed(names)} {reason}" for reason, names in lacking.items()]
         return f"Nothing was judged: {'; '.join(whys) or TWO}."
     metrics = list(dict.fromkeys(comparison.metric for comparison in comparisons))
     by_metric = [[each for each in comparisons if each.metric == metric] for metric in metrics]
-    texts = [_of_one_metric(members, comparisons, level, len(metrics) > 1) for members in by_metric]
+    texts = [_of_one_metric(members, comparisons, level, len(metrics) > 1, together) for members in by_metric]
     subject = "Of what is kept of the source: " if verdict_on == "retention" else ""
     return subject + " ".join(text if subject else text[:1].upper() + text[1:] for text in texts)
 
@@ -625,7 +663,9 @@ def _lacking(comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
     return lacking
 
 
-def _of_one_metric(members: Sequence[Comparison], among: Sequence[Comparison], level: float, several: bool) -> str:
+def _of_one_metric(
+    members: Sequence[Comparison], among: Sequence[Comparison], level: float, several: bool, together: str
+) -> str:
     """The sentence on verdicts of one metric; `several` says that there are others."""
     judged = sorted((each for each in members if each.word), key=lambda each: -each.mean)
     metric, base, with_words = members[0].metric, base_of(among), [each for each in among if each.word]
@@ -645,7 +685,7 @@ def _of_one_metric(members: Sequence[Comparison], among: Sequence[Comparison], l
     if not metric.larger_is_better:
         points += ", of which less is better: differences are turned, so that positive is better"
     looked_at = ", whenever they are looked at" if members[0].sequence else ""
-    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for all verdicts together{looked_at})."
+    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for {together}{looked_at})."
 
 
 _MEANING = {
