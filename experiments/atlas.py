@@ -90,12 +90,11 @@ def run(values: Mapping[str, Any], options: AtlasFlags) -> dict[str, Any]:
         raise InputError("an atlas is of what a source knows: give --source=NAME or --source_checkpoint=DIR")
     strategies = _strategies(whole, named)
     settings = Settings.from_flags(**{**flags, "strategies": tuple(text for text, _ in strategies)})
-    if named != (ALL,):
-        plan.prepare(settings, execution, only=True)  # what cannot be trained is refused before anything is
     start = plan.start_of(whole.strategies[0], plan.initialization_of(whole, settings.seeds[0]))
     _refuse_states(settings, start.model_state)
     cells = _cells(whole, start.params, start.fresh, options.stages, kinds)
     drawn = atlas.draw(len(cells), options.masks, options.mask_seed)
+    atlas.fit(drawn, np.zeros((len(drawn), 1)))  # masks that do not tell the cells apart are refused before training
     if settings.dry_run:
         _print_plan(whole, cells, drawn, factors, settings, options)
         return {}
@@ -103,8 +102,12 @@ def run(values: Mapping[str, Any], options: AtlasFlags) -> dict[str, Any]:
         directory.record_environment(folder, plan.fingerprints(whole))
         trained = fit.obtain_source(settings, whole.source, folder, execution)
         task = trials.search_task(whole, settings.train_examples[0])
-        scores = _trained_masks(task, whole, trained, cells, drawn, factors, options.group, folder)
-        others = [_trained_strategy(task, whole, trained, named, cells, factors, folder) for _, named in strategies]
+        known = _known(folder)
+        scores = _trained_masks(task, whole, trained, cells, drawn, factors, options.group, folder, known)
+        others = [
+            _trained_strategy(task, whole, trained, strategy, cells, factors, folder, known)
+            for _, strategy in strategies
+        ]
         result = _atlas(task, whole, cells, drawn, scores, others, factors, options)
         from experiments.pages import atlas as page  # draws: matplotlib takes a second to import
 
@@ -168,19 +171,22 @@ def _refuse_states(settings: Settings, model_state: Mapping[str, Any]) -> None:
 
 
 def _strategies(whole: Experiment, texts: Sequence[str]) -> list[tuple[str, NamedStrategy]]:
-    """(Text, strategy) of --strategies; of `all` those that this model takes, and a line on each that it does not."""
-    if ALL not in texts:
-        return [(text, plan.read_strategy(text)) for text in texts]
-    if tuple(texts) != (ALL,):
+    """(Text, strategy) of --strategies; of `all` those that this model takes, and a line on each that it does not.
+
+    Raises InputError for one that is named and cannot be trained.
+    """
+    if ALL in texts and tuple(texts) != (ALL,):
         raise InputError(f"--strategies={','.join(texts)}: {ALL} stands for every file of the folder: give it alone")
     taken = []
     initial = plan.initialization_of(whole, whole.settings.seeds[0])
-    for text in plugins.names("tljax.strategies", "strategy"):
-        strategy = plan.read_strategy(text)
+    for text in plugins.names("tljax.strategies", "strategy") if ALL in texts else texts:
         try:
+            strategy = plan.read_strategy(text)
             start = plan.start_of(strategy, initial)
             plan.check_recipe(whole.settings.recipe, whole.settings.train_examples[0], whole.target, start)
         except InputError as error:
+            if ALL not in texts:
+                raise
             console.say(f"{text} is left out: {error}")
             continue
         taken.append((text, strategy))
@@ -251,9 +257,10 @@ def _trained_masks(
     factors: Sequence[float],
     size: int,
     folder: Path,
+    known: dict[str, dict[str, Any]],
 ) -> np.ndarray:
-    """Scores of all masks, float [masks, rates, seeds, halves], a group at a time: what is known is not trained."""
-    known, settings = _known(folder), whole.settings
+    """Scores of all masks, float [masks, rates, seeds, halves], a group at a time: what is `known` is not trained."""
+    settings = whole.settings
     keys = plan.planned(whole)
     of_seed = {planned.seed: key for key, planned in keys.items()}
     scores = np.empty((len(drawn), len(factors), len(settings.seeds), 2))
@@ -272,6 +279,8 @@ def _trained_masks(
                 for seed in settings.seeds
             }
             missing = [seed for seed in settings.seeds if digests[seed] not in known]
+            if missing and plan.many_of(whole) == "vmap":  # a fit rounds as its company makes it
+                missing = list(settings.seeds)
             for seed in [seed for seed in missing if seed not in bases]:
                 bases[seed] = trials.prepare(task, whole, seed, trained)
             if missing and not rates:
@@ -288,7 +297,7 @@ def _trained_masks(
                     for tree in trees
                     for rate in rates
                 ]
-                measured = _scores(task, whole, fits, lambda: bool(signal_number()), last_alone=True)
+                measured = _scores(task, whole, fits, signal_number, last_alone=True)
                 seconds = time.perf_counter() - began
                 shaped = measured.reshape(len(missing), size, len(factors), 2)[:, : len(group)]
                 for seed, of_one in zip(missing, shaped, strict=True):
@@ -339,9 +348,10 @@ def _trained_strategy(
     cells: Sequence[Cell],
     factors: Sequence[float],
     folder: Path,
+    known: dict[str, dict[str, Any]],
 ) -> OfStrategy:
     """The scores of a strategy under the seeds and at the rates of the masks, and its size."""
-    settings, known = whole.settings, _known(folder)
+    settings = whole.settings
     of_strategy = whole._replace(strategies=(strategy,))
     keys = {planned.seed: key for key, planned in plan.planned(of_strategy).items()}
     digests = {
@@ -359,7 +369,7 @@ def _trained_strategy(
         ]
         began = time.perf_counter()
         with process.signals_handled() as signal_number:
-            measured = _scores(task, whole, fits, lambda: bool(signal_number()))
+            measured = _scores(task, whole, fits, signal_number)
         seconds = time.perf_counter() - began
         for seed, of_one in zip(missing, measured.reshape(len(missing), len(factors), 2), strict=True):
             on, numbers = _size(whole, prepared[seed], cells)
@@ -390,13 +400,16 @@ def _scores(
     task: SearchTask,
     whole: Experiment,
     fits: Sequence[PreparedFit],
-    should_stop: Callable[[], bool],
+    signal_number: Callable[[], int],
     last_alone: bool = False,
 ) -> np.ndarray:
     """Scores of fits on the two halves of their validation examples, float [fits, 2], as they are measured.
 
-    With `last_alone` they are evaluated at their last step only. Raises process.Stopped where `should_stop` says so.
+    With `last_alone` they are evaluated at their last step only. Raises process.Stopped where a signal came before
+    that, and InputError for fewer than two validation examples.
     """
+    if any(len(each.validation) < 2 for each in fits):
+        raise InputError(f"--validation={whole.settings.recipe.validation:g} holds out one example: give more")
     last, recipe = len(fits[0].trial.rates), whole.settings.recipe
     recipe = replace(recipe, steps=last, points=1) if last_alone else recipe
     on_device = fit.with_recipe(task.on_device, recipe)
@@ -404,7 +417,7 @@ def _scores(
     on_device = on_device._replace(execution=execution)
     targets, goal = np.asarray(on_device.task.train.targets), on_device.objective
     scores = np.full((len(fits), 2), np.nan)
-    for point in fit.drive(on_device, fits, should_stop=should_stop):
+    for point in fit.drive(on_device, fits, should_stop=lambda: bool(signal_number())):
         if point.logits is None or point.state.step < last:
             continue
         logits = point.logits()
@@ -416,7 +429,8 @@ def _scores(
                 score = None if diverged else evaluate.score(goal, logits[row][at], targets[rows[half::2]])
                 scores[i, half] = task.worst if score is None else score
     if np.isnan(scores).any():
-        raise process.Stopped(0, "stopped in a group of fits, which is not kept; the same command goes on before it")
+        number = signal_number()
+        raise process.Stopped(number, "stopped in a group of fits, which is not kept; the same command goes on with it")
     return scores
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from experiments.runs import (
     budgets,
     command_line,
+    confirmation,
     console,
     costs,
     directory,
@@ -56,7 +57,7 @@ from experiments.runs.judging import (
 )
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
-from tljax import plugins
+from tljax import files, plugins
 from tljax.study import summary
 from tljax.study.results import Result, extended
 from tljax.study.verdicts import Cell
@@ -67,7 +68,7 @@ PILOT_SEEDS = 5
 
 
 @dataclass(frozen=True)
-class CompareFlags(Judging, ExperimentFlags):
+class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
     """What is compared beside the flags of a transfer, and how it is judged."""
 
     eval: tuple[str, ...] = flag(
@@ -99,6 +100,10 @@ class CompareFlags(Judging, ExperimentFlags):
     )
 
 
+KINDS = command_line.kinds(CompareFlags)
+"""{flag: its kind}: what a registered design may have."""
+
+
 class Part(NamedTuple):
     """Fits of one source (or none) and one target that share their flags."""
 
@@ -126,11 +131,15 @@ def _run(
         of_design.show_of_run(Path(options.design), options, typed or (), options.fits)
         return []
     settings = Settings.from_flags(**values)
+    if options.design and options.confirm:
+        raise InputError("--design and --confirm are both given: what is confirmed was designed before")
     if options.design:
         options = replace(options, until=None)
         values = {**values, "seeds": settings.seeds[:PILOT_SEEDS], "workdir": options.design}
         settings = Settings.from_flags(**values)
     require_valid(options)
+    confirmation.require_flags(options, options)
+    asked = options
     seeds_of_rounds = until.rounds(options, settings, options.most)
     options = until.of_a_plan(options, options.most)
     values = {**values, "seeds": seeds_of_rounds[0]}
@@ -156,6 +165,11 @@ def _run(
     judging = replace(options, against=labels[base], end=settings.verdict_of)
     if origin := tuned.origin_note(values, options.tuned, ("scratch", *settings.strategies)):
         console.say(origin)
+    confirmation.refuse_evals(options.half, experiments, [task for each in evals for task in each.tasks.values()])
+    registration = None
+    if options.registration:
+        registration = confirmation.read_registration(files.place(options.registration), KINDS)
+        confirmation.require_registered(registration, values, asked, judging, experiments)
     if settings.dry_run:
         _show(parts)
         return []
@@ -163,6 +177,8 @@ def _run(
     if not options.design:
         _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
+    possible = [seed for seeds in seeds_of_rounds for seed in seeds]
+    entered = confirmation.enter(options, experiments, judging, registration, possible) if process.first() else None
     leave = tuned.searched_flags() if options.tuned else ()
     own_lines = command_line.flagfile_lines(replace(options, tuned=all_searches))
     with directory.opened(settings, "compare", own_lines, leave=leave) as folder:
@@ -191,7 +207,8 @@ def _run(
                 return results
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
-            page.show(folder, judged, judging, [*notes(parts, options), *tuning_notes, *several])
+            of_ledger = entered.notes if entered else ()
+            page.show(folder, judged, judging, [*notes(parts, options), *tuning_notes, *several, *of_ledger], entered)
             noted.leave(folder)
     return results
 
@@ -199,8 +216,8 @@ def _run(
 def _label(text: str) -> str:
     """The label of a strategy that --strategies names, as results have it."""
     strategy = plan.read_strategy(text)
-    named = {"strategy": strategy.name, "options": strategy.options, "spec": strategy.spec or None}
-    return summary.label(Result(name="", target="", seed=0, **named))
+    options, spec = strategy.options, strategy.spec or None
+    return summary.label(Result(name="", target="", strategy=strategy.name, options=options, spec=spec, seed=0))
 
 
 def _trained(
@@ -261,6 +278,7 @@ def planned(
                 plan.prepare(Settings.from_flags(**arm), execution, only=True)
                 for arm in tuned.study_flags(pair, settings, options.tuned, typed)
             ]
+            experiments = confirmation.with_halves(experiments, options.half)
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             from_scratch = [_only(each, lambda name: name == "scratch") for each in experiments]
             from_source = [_only(each, lambda name: name != "scratch") for each in experiments]

@@ -35,6 +35,7 @@ import numpy as np
 
 from experiments.runs import (
     command_line,
+    confirmation,
     console,
     directory,
     looks,
@@ -85,6 +86,7 @@ class ReportFlags:
     )
     until: str | None = flag(None, "decided: intervals hold at any number of seeds; default as the run was judged")
     verdict_on: str | None = flag(None, "what verdicts are on, target or retention; default the run's, else target")
+    ledger: str | None = flag(None, "a file that counts all looks, as in experiments.compare", place="path")
 
 
 class Runs(NamedTuple):
@@ -122,6 +124,9 @@ def run(options: ReportFlags) -> None:
     table = fits_of.right(parts, on)  # raises InputError for what is no study, before it counts as looked at
     fits, places = looks.judged_fits_of_runs(run_parts, judging.against, on), (folder / "looks", looks.place())
     look = max(runs.looks, looks.count(fits, judging, places))
+    notes += (
+        confirmation.enter_report(options.ledger, parts, judging.against) if options.ledger and on == "target" else []
+    )
     folder.mkdir(parents=True, exist_ok=True)
     notes += looks.write(fits, judging, look, places)
     from experiments.pages import compare as page  # draws: matplotlib takes a second to import
@@ -167,7 +172,9 @@ def _read_runs(runs: Sequence[str]) -> Runs:
             if judging is None and study.looks:  # by an older tljax, which wrote it to the flags alone
                 judging = to_record(Judging(**_flags(Path(name), command_line.kinds(Judging))))
             flag_values = {} if judging else _flags(Path(name), FLAGS)
-            variation_notes = [] if judging else spoken_of([variation_by_flags(Settings.from_flags(**flag_values))])
+            rows = [row for part in study.parts for row in part.rows]
+            varied = [] if judging else [variation_by_flags(Settings.from_flags(**flag_values), rows)]
+            variation_notes = spoken_of(varied)
         except (InputError, OSError) as error:
             contents.notes.append(f"{name} is left out: {error}")
             continue

@@ -1,5 +1,6 @@
 """The atlas: its statistics against closed forms and simulation, its masks against static ones, its program."""
 
+import functools
 import itertools
 import json
 import math
@@ -7,12 +8,14 @@ import shutil
 
 import jax
 import numpy as np
+import optax
+import planted_atlas
 import pytest
 from scipy import stats
 from test_programs import command
 
 from experiments import atlas as program
-from tljax import masks, models, objective, optimizers, paths, plugins, train
+from tljax import elementwise, masks, models, objective, optimizer, optimizers, paths, plugins, train
 from tljax.study import atlas
 from tljax.train import vectorize
 from tljax.types import Context, InputError
@@ -68,6 +71,13 @@ def test_seeds_whose_effects_agree_add_nothing_and_those_that_differ_do():
     by_seed = np.array([[e.value for e in atlas.fit(masks, apart[:, [s]]).effects] for s in range(4)])
     pooled = 2 * stats.t.ppf(0.975, 18) * np.sqrt(by_seed.var(0, ddof=1).mean() / 4)
     assert 0.9 < widths[1] / pooled < 1.1
+
+
+def test_what_a_sum_leaves_over_is_no_chance_where_all_masks_were_trained():
+    every = atlas.draw(4, 16)
+    scores = 0.3 * (every[:, [0]] & every[:, [1]]) + 1e-3 * np.random.default_rng(0).normal(size=(16, 3))
+    widths = [np.mean([e.high - e.low for e in atlas.fit(every[first:], scores[first:]).effects]) for first in (0, 1)]
+    assert widths[0] < 0.02 * widths[1]
 
 
 COVERAGE = {
@@ -231,6 +241,16 @@ def test_fits_under_all_masks_are_those_of_static_masks_and_one_program():
             assert np.array_equal(leaf, start) == (path not in names)
 
 
+def test_switches_are_passed_whole_however_few_numbers_they_train():
+    """Where an array of bools of the same elements would be given by its places, of which there are so many."""
+    params = {"w": np.zeros((200, 200), np.float32), "b": np.zeros(20, np.float32)}
+    adam = functools.partial(elementwise.holds_of_shapes, optax.adam(0.1))
+    switched = masks.switched(params, masks.cells(params, ["w", "b"]), [False, True])
+    assert optimizer.gathered(adam, params, switched) == switched
+    whole = {"w": np.zeros((200, 200), bool), "b": np.ones(20, bool)}
+    assert isinstance(optimizer.gathered(adam, params, whole)["w"], masks.Elements)
+
+
 def test_cells_of_a_transformer_of_six_blocks_are_24():
     model = models.build("vit:depth=6:width=8:heads=2:patch=4", 3, hidden=(), activation="gelu")
     params = models.abstract(model, (8, 8, 1))
@@ -322,6 +342,15 @@ def test_the_choice_is_a_strategy_of_the_same_mask(tasks):
         method, options = plugins.method(program.spec(cells, on, "head"))
         mask = method.strategy(params, Context(stages=models.names(model)), **options)
         assert masks.cells_of(cells, mask, always) == on and mask["head"] == {"bias": True, "kernel": True}
+
+
+@pytest.mark.slow
+def test_a_stage_of_noise_adds_most(tmp_path, no_pictures):
+    """Two draws of the twenty of planted_atlas.py, whose figure stands in experiments/README.md."""
+    place = planted_atlas.source(tmp_path)
+    for draw in (2, 4):
+        stage, adds = planted_atlas.ranked(place, tmp_path, draw)
+        assert max(adds, key=lambda name: adds[name]) == stage == f"hidden_{draw}"
 
 
 BAD = {

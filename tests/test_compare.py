@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 from test_programs import arguments, command, results, snapshot
 
-from experiments import compare, report, search, transfer
+from experiments import compare, pretrain, report, search, transfer
 from experiments.pages import transfer as transfer_page
 from experiments.runs import directory, plan, predictions
 from experiments.runs.judging import Judging, with_family
@@ -424,3 +424,26 @@ def test_a_family_of_one_budget_is_recorded_as_its_number_of_labels():
     for text in ("7/class", "51"):
         with pytest.raises(InputError, match=f"--family={text} is none of --train_examples=1/class,5/class,all"):
             with_family(Judging(family=text), [digits], budgets)
+
+
+@pytest.mark.slow
+def test_a_report_of_fits_from_one_checkpoint_speaks_of_one_source(tasks, tmp_path):
+    data = {
+        "source": tasks / "digits.npz",
+        "target": None,
+        "strategies": None,
+        "seeds": (3,),
+        "workdir": tmp_path / "s",
+    }
+    pretrain.main(["pretrain", *command(tasks, tmp_path, **data)])
+    (source,) = results(tmp_path / "s")
+    flags = {"source": None, "source_checkpoint": tmp_path / "s" / source.checkpoint, "strategies": ("full",)}
+    transfer.main(["transfer", *command(tasks, tmp_path, **flags)])
+
+    def told(name):
+        report.main(["report", f"--runs={tmp_path / 'w'}", f"--output={tmp_path / name}"])
+        return (tmp_path / name / "report.md").read_text()
+
+    assert "the verdicts speak of this one trained source" in told("a")
+    shutil.rmtree(tmp_path / "s")  # nothing is guessed of a source that is gone
+    assert "how many different sources these fits start from is not known" in told("b")

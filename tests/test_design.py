@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from scipy import stats
+from test_programs import command, write_task
 from test_study import cell, fits, found
 
+from experiments import compare
 from experiments.pages import compare as compare_page
 from experiments.pages import design as design_page
 from experiments.pages import tables
@@ -150,6 +152,8 @@ def test_exploratory_strategies_cost_the_primary_family_nothing_and_are_said_to_
     assert together["full"].high - together["full"].low > alone.high - alone.low
     study_of = compare_page.judged([found(table)], Judging(primary_family=("full",)), [])
     assert any(note.startswith("exploratory, judged apart: lp_ft and bias_only") for note in study_of.notes)
+    page = compare_page.sections(study_of, {})[0].blocks[0].caption
+    assert "exploratory rows, outside it, are judged among themselves" in page
     before, after = study_of.verdict.split(" Exploratory: ")
     assert "full" in before and "lp_ft" not in before and "lp_ft" in after and "primary family together" in before
     assert [row[0].below for row in tables.verdicts(family).rows if len(row) > 1] == ["", "exploratory", "exploratory"]
@@ -188,3 +192,28 @@ def test_a_design_is_printed_with_the_flags_of_the_one_that_decides_most(capsys)
     assert "se of groups" in capsys.readouterr().out
     with pytest.raises(InputError, match=r"nothing of this run can be judged: .* one group"):
         design_page.show([found(table, groups={"b": np.zeros(1000, int)})], Judging(), 30)
+
+    with pytest.raises(InputError, match="verdicts on the target"):
+        design_page.show([found(table)], Judging(verdict_on="retention", against="full"), 30)
+
+
+@pytest.mark.slow
+def test_a_pilot_is_trained_judges_nothing_and_is_read_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for seed, name in enumerate(("digits", "clothes")):
+        write_task(tmp_path / f"{name}.npz", seed, 4)
+    flags = {"strategies": ("scratch", "full", "head_only"), "train_examples": (20, 60), "seeds": tuple(range(9))}
+    line = ["compare", *command(tmp_path, tmp_path, **flags), "--nolonger_scratch"]
+    compare.main([*line, f"--design={tmp_path / 'pilot'}", "--fits=60"])
+    first = capsys.readouterr().out
+    assert "designs of at most 60 fits" in first and "--seeds=5-" in first  # the first five of nine seeds
+    assert not (tmp_path / "pilot" / "report.html").exists() and not (tmp_path / "w").exists()
+    assert not list(tmp_path.glob("cache/tljax/looks/*/*")), "a pilot is no look"
+    compare.main(["compare", *line[1:], "--seeds=0-4", f"--workdir={tmp_path / 'pilot'}"])  # now it is judged
+    capsys.readouterr()
+    compare.main(["compare", f"--design={tmp_path / 'pilot'}", "--fits=60"])
+    again = capsys.readouterr().out
+    assert again.startswith("where the variance") and again in first  # which says besides how training went
+    family = ["--primary_family=head_only"]
+    compare.main(["compare", f"--design={tmp_path / 'pilot'}", *family, "--fits=60"])
+    assert "in a family of 1" in (text := capsys.readouterr().out) and "--strategies=scratch,head_only" in text

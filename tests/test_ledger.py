@@ -10,20 +10,15 @@ import time
 
 import numpy as np
 import pytest
+import simulate_ledger
 
 from tljax.study import ledger
 from tljax.types import InputError
 
 
 def look(**changes):
-    return {
-        "kind": "look",
-        "test_set": "a",
-        "half": "explore",
-        "methods": ["full"],
-        "seeds": [0],
-        "fits": "x",
-    } | changes
+    of_fits = {"methods": ["full"], "seeds": [0], "fits": "x", "keys": ["y"]}
+    return {"kind": "look", "test_set": "a", "half": "explore", **of_fits} | changes
 
 
 def test_the_shares_of_the_level_sum_to_one_and_fall():
@@ -61,6 +56,17 @@ def test_e_lond_keeps_false_discoveries_within_its_level(shared):
         found.append(np.array(confirmed)[effects > 0].sum())
     error = np.std(false_shares) / 20
     assert np.mean(false_shares) <= level + 2 * error and np.mean(found) > 12
+
+
+def test_e_lond_spends_its_level_and_no_more_on_bets_that_win_at_the_threshold_alone():
+    """Null claims whose e-values are what is needed or 0, with the mean 1: the worst that e-LOND has to bear."""
+    rng, level, false = np.random.default_rng(2), 0.3, []
+    for _ in range(2000):
+        needed = np.array([ledger.threshold(number, 0, level) for number in range(1, 41)])
+        won = rng.random(40) < 1 / needed
+        false.append(won.any())  # all are null: the false share is 1 as soon as any is confirmed
+    spent = level * sum(ledger.share(number) for number in range(1, 41))
+    assert spent / 2 < np.mean(false) <= spent + 2 * np.sqrt(spent / 2000)
 
 
 def test_what_is_written_is_read_again_and_the_level_stays(tmp_path):
@@ -156,7 +162,8 @@ from pathlib import Path
 from tljax.study import ledger
 for number in range(40):
     with ledger.opened(Path(sys.argv[1])) as book:
-        book.add({"kind": "look", "test_set": sys.argv[2], "half": "all", "methods": [], "seeds": [number], "fits": ""})
+        about = {"kind": "look", "test_set": sys.argv[2], "half": "all", "methods": [], "keys": [], "fits": ""}
+        book.add({**about, "seeds": [number]})
         print(number, flush=True)
 """
 
@@ -191,3 +198,14 @@ def test_a_line_is_one_object_in_json(tmp_path):
     with ledger.opened(file) as book:
         book.add(look(methods=["a\nb", "é"]))
     assert [json.loads(line)["kind"] for line in file.read_text(encoding="utf-8").splitlines()] == ["ledger", "look"]
+
+
+@pytest.mark.slow
+def test_200_null_strategies_and_20_effects_in_one_ledger():
+    """Explored at will and confirmed once each, as `simulate_ledger` says; the page has more of it."""
+    outcomes = [
+        simulate_ledger.simulated(np.random.default_rng([1, 0, i]), simulate_ledger.DESIGNS[0]) for i in (0, 1, 2)
+    ]
+    assert all(each.tested == 220 for each in outcomes)
+    assert np.mean([each.false / max(1, each.confirmed) for each in outcomes]) <= ledger.LEVEL
+    assert np.mean([each.found for each in outcomes]) >= 16

@@ -155,7 +155,9 @@ def test_images_most_often_wrong_are_those():
     shown = predictions.most_wrong([found(table, images=images, classes=("hat", "bag"))])
     first, captions = shown["b"]
     np.testing.assert_array_equal(first[:2], images[[1, 2]])
-    assert captions[0] == "bag taken for hat; 100 % of fits are wrong"
+    assert captions == ["bag taken for hat; 100 % of fits are wrong", "bag taken for hat; 50 % of fits are wrong"]
+    right = {cell(): {0: np.array([True, True, True])}}
+    assert predictions.most_wrong([found(right, images=images, classes=("hat", "bag"))]) == {}
 
 
 def curve(*accuracy):

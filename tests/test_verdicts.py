@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,17 +266,58 @@ def test_a_loss_below_the_margin_is_not_told_as_harm():
         "same": ("equivalent", "within"),
     }
     text = comparisons.sentence(family, 0.95)
-    assert text.startswith(
-        "Transfer helped by more than the margin under gain (+10.00 points); it lowered accuracy, by less"
-    )
-    assert "hurt" not in text and "it made no difference that matters under same" in text
+    assert text.startswith("Better than scratch by more than the margin: gain (+10.00 points, +")
+    assert "; worse than scratch, by less than the margin: less (-1.50 points, -" in text
+    assert "hurt" not in text and "no difference from scratch that matters: same (" in text
     assert all(0 <= low <= high <= 1 for one in family for low, high in (one.power, one.power_equivalent))
+
+
+CLAUSES = {
+    "better than scratch by more than the margin": lambda low, high, margin: low > margin,
+    "better than scratch, perhaps by less than the margin": lambda low, high, margin: 0 < low <= margin,
+    "better than scratch, by less than the margin": lambda low, high, margin: 0 < low < margin,
+    "worse than scratch by more than the margin": lambda low, high, margin: high < -margin,
+    "worse than scratch, perhaps by less than the margin": lambda low, high, margin: -margin <= high < 0,
+    "worse than scratch, by less than the margin": lambda low, high, margin: -margin < high < 0,
+    "no difference from scratch that matters": lambda low, high, margin: low <= 0 <= high,
+    "neither better nor worse than scratch is shown": lambda low, high, margin: low <= 0 <= high,
+}
+"""{what a sentence says: whether an interval and a margin, in points, say so too}."""
+
+
+def test_a_sentence_says_no_more_than_its_numbers():
+    """Read from the sentence alone: every clause is true of the interval that stands in it, and all of them occur."""
+    rng, seen = np.random.default_rng(5), Counter()
+    for margin in (0.002, 0.03, 0.06):
+        table = {cell("scratch"): {i: at(0.6, 1000) for i in range(4)}}
+        for number, rate in enumerate((0.45, 0.55, 0.585, 0.6, 0.615, 0.66, 0.75)):
+            for spread in (0.004, 0.02):
+                rates = rate + spread * rng.standard_normal(4)
+                table[cell(f"s{number}_{spread}")] = {i: at(each, 1000) for i, each in enumerate(rates)}
+        family = judgements(table, margin)[0]
+        text, _, end = comparisons.sentence(family, 0.95).rpartition(" (a margin of ")
+        sizes = {each.strategy: each.size for each in family}
+        assert end.startswith(f"{100 * margin:g} points, 95 % for all")
+        assert ("by a narrower interval" in end) == ("within" in sizes.values())
+        named = []
+        for clause in text.split("; "):
+            words, _, rest = clause.partition(": ")
+            seen[words[:1].lower() + words[1:]] += 1
+            for name, mean, low, high in re.findall(r"(\S+) \((\S+) points, (\S+) to (\S+)\)", rest):
+                assert float(low) <= float(mean) <= float(high)
+                holds = CLAUSES[words[:1].lower() + words[1:]]
+                assert holds(float(low), float(high), 100 * margin), (clause, margin)
+                small = ", by less" in words or "that matters" in words
+                assert small == (abs(float(mean)) < 100 * margin and sizes[name] == "within"), (clause, margin)
+                named.append(name)
+        assert sorted(named) == sorted(each.strategy for each in family)
+    assert seen.keys() == CLAUSES.keys()
 
 
 def test_against_another_strategy_nothing_is_said_of_transfer():
     table = {cell("full"): {i: at(0.7, 2000) for i in range(5)}, cell("mine"): spread_of(0.8)}
     text = comparisons.sentence(judgements(table, base="full")[0], 0.95)
-    assert text.startswith("Better than full by more than the margin: mine (+10.00 points)") and "ransfer" not in text
+    assert text.startswith("Better than full by more than the margin: mine (+10.00 points, ") and "ransfer" not in text
 
 
 def test_two_seeds_are_never_judged_without_a_warning():
@@ -679,7 +722,7 @@ def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monk
     judgings: list[Judging] = []
     monkeypatch.setattr("experiments.runs.fit.within", lambda *given: [])
     monkeypatch.setattr(compare, "_predictions", lambda *given: None)
-    monkeypatch.setattr(compare_page, "show", lambda folder, found, judging, notes: judgings.append(judging))
+    monkeypatch.setattr(compare_page, "show", lambda folder, found, judging, *more: judgings.append(judging))
     given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))
     compare.main(["compare", *given, "--against=lp_ft:start=0.50"])
     assert [judging.against for judging in judgings] == ["lp_ft:start=0.5"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.pages import anytime, beside, export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
-from experiments.runs import console, directory, looks, predictions
+from experiments.runs import confirmation, console, directory, looks, predictions
 from experiments.runs.console import Table
 from experiments.runs.judging import Judging, end_notes, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
@@ -41,14 +41,27 @@ Pair = tuple[Any, str]
 """(source or None, target)."""
 
 
-def show(folder: Path, parts: Sequence[Predictions], judging: Judging, notes: Sequence[str]) -> Study:
-    """Judge the fits of a run directory, print the tables, and write the report."""
+def show(
+    folder: Path,
+    parts: Sequence[Predictions],
+    judging: Judging,
+    notes: Sequence[str],
+    entered: confirmation.Entered | None = None,
+) -> Study:
+    """Judge the fits of a run directory, print the tables, and write the report.
+
+    `entered` is what a ledger says of the run: what comes of a registered claim is written there and said first.
+    """
     judging = with_margin(judging, predictions.metrics_of(parts, judging.verdict_on).values())
     fits, places = looks.judged_fits(parts, judging.against, judging.verdict_on), (looks.place(),)
     table = predictions.right(parts, judging.verdict_on)
     able = looks.judgeable(((cell, seed) for cell, each in table.items() for seed in each), judging.against)
     look = max(predictions.count_look(folder, table, able), looks.count(fits, judging, places))
     study = judged(parts, judging, [*notes, *looks.write(fits, judging, look, places)], look, table)
+    if entered:
+        decision = confirmation.decide(entered, study.family, table, predictions.all_groups(parts))
+        study = study._replace(verdict=" ".join(filter(None, (decision, study.verdict))))
+        notes = [*notes, *([decision] if decision else [])]
     predictions.write_study(folder, parts, notes, to_record(judging), look)
     classes = {part.rows[0].target: part.classes for part in parts if part.rows}
     write(folder, study, classes, report.provenance_of(folder))
@@ -278,6 +291,10 @@ VERDICTS = (
     "equivalent. Seeds are those that would do each with a chance of 80 % in the same family, with their 90 % range; "
     "out of reach is what no number of seeds does on these test examples."
 )
+EXPLORATORY = (
+    " The level, and p, are those of the primary family, which was named before the run; exploratory rows, outside it, "
+    "are judged among themselves, and their errors come on top."
+)
 FOREST = "The same: bars are the intervals, the grey band the margin of equivalence."
 BANDS = (
     "The same against the number of labels: bands are the intervals, which hold together over all labels and "
@@ -304,18 +321,20 @@ KEPT = (
 )
 RETENTION = (
     "What is left of the source's {of_source} once its head is put back, against {metric} on the target; of a fit that "
-    "diverged, {constant} of each. No strategy beats those on the line in both."
+    "diverged, {constant} of each. Of these means none is higher in both than those on the line."
 )
 CONFUSION = (
     "Predicted class against true class in % of the true class, summed over the fits that did not diverge: scratch, "
     "and the strategy with the {best} mean {metric}, which was chosen by looking."
 )
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
-WRONG = "Test images that most fits take for another class."
+WRONG = "The test images that fits most often take for another class."
 MILESTONES = (
     "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
     "A fit that diverged reaches no threshold, and counts as {constant}. "
-    "Costs are those of the target's fit and, below, with the source's."
+    "Costs are those of the target's fit and, below, with the source's. They have no intervals, and no verdict is "
+    "drawn from them. Steps are the median over seeds of the first recorded step at the threshold, which may have been "
+    "reached at any since the one before."
 )
 
 
@@ -449,6 +468,7 @@ def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str
     level = listed(f"{100 * comparison.level:.4g}" for comparison in family)
     against = f"Against {listed(comparison.against for comparison in family)}"
     caption = VERDICTS.format(against=against, what=what, level=level) + anytime.caption(family)
+    caption += EXPLORATORY if any(comparison.exploratory for comparison in family) else ""
     table, shared = tables.same(tables.verdicts(family), 6)
     return [
         Block(caption + shared + notes, table),

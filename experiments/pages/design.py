@@ -30,14 +30,18 @@ SHOWN = 12
 
 def show(parts: Sequence[Predictions], judging: Judging, fits: float | None) -> None:
     """Print the components, the seeds and the designs of each target; `fits` is the compute, None that of the pilot."""
+    if judging.verdict_on != "target":
+        reason = "a design is of verdicts on the target: leave --design out, or judge the target"
+        raise InputError(reason, field="verdict_on", value=judging.verdict_on)
     table, metrics = predictions.right(parts), predictions.metrics_of(parts)
     if not table:
         raise InputError("the run has no fit to learn from: give it two seeds or more", field="design")
     groups = predictions.all_groups(parts)
     terms = conditions_of(table, metrics, margins(judging, metrics), groups, metrics)
     without_longer = {cell: each for cell, each in table.items() if not cell.longer}
-    more = {"groups": groups, "metrics": metrics}
-    family, _ = compared(without_longer, margins(judging, metrics), judging.level, "area", judging.against, **more)
+    family, _ = compared(
+        without_longer, margins(judging, metrics), judging.level, base=judging.against, groups=groups, metrics=metrics
+    )
     able = [each for each in family if not each.reason and not each.equals]
     if not able:
         reasons = listed(dict.fromkeys(each.reason for each in family)) or "there is no strategy beside its base"

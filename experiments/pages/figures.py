@@ -1019,6 +1019,8 @@ def atlas_masks(
             _wrapped(name, lines=1), (numbers, factor * score), fontsize=7, xytext=(3, 3), textcoords="offset points"
         )
     axes.set_xscale("symlog", linthresh=max(1.0, float(sizes[sizes > 0].min(initial=1.0))))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("numbers that train beside what always trains")
     axes.set_ylabel(units.headed(f"validation {units.spoken(metric)}", metric.unit))
     return figure, f"Validation {units.spoken(metric)} of {len(scores)} masks against the numbers that they train."

@@ -18,7 +18,10 @@ from tljax.study.summary import listed
 from tljax.types import Task
 
 OWN_ACCURACY, PARAMETERS, OTHER_TARGETS = "(own accuracy)", "(parameters)", "(other targets)"
-"""The plain rivals; the last ranks by the mean truth on the other targets."""
+"""The plain rivals, each one ranking for all targets but the last, which ranks by the mean truth on the other targets.
+
+A list by size alone, whatever the target, did better than published scores on their own benchmarks (Singh, Hess and
+Vanschoren 2025, "How NOT to benchmark your SITE metric", arXiv:2510.06448): a score has to beat these."""
 
 Table = Mapping[tuple[str, str], Scored]
 """{(source, target): its scores}."""

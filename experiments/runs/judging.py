@@ -10,12 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from experiments.runs import budgets, command_line, plan
+from experiments.runs import budgets, command_line, plan, sources
 from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
 from experiments.runs.settings import Settings
 from tljax import plugins
 from tljax.study import units
+from tljax.study.results import Result
 from tljax.study.verdicts import require_family
 from tljax.types import InputError, Metric, Task
 
@@ -219,12 +220,30 @@ def variation(experiment: Experiment) -> Variation:
     return Variation(source.name if source else None, different, len(settings.seeds), _pinned(settings), whole)
 
 
-def variation_by_flags(settings: Settings) -> Variation:
-    """What differs between fits as far as flags alone tell: how many sources a checkpoint holds is not known."""
+def variation_by_flags(settings: Settings, rows: Sequence[Result] = ()) -> Variation:
+    """What differs between fits as far as flags and a source's checkpoint tell.
+
+    How many sources it holds is not known where it cannot be read, or has others by now than these results are of.
+    """
     whole = tuple(budget for budget in settings.train_examples if budget.split(":")[0] == "all")
-    different = _streams(settings) if settings.source else None
+    different = _streams(settings) if settings.source else _in_checkpoint(settings, rows)
     source = settings.source or settings.source_checkpoint
     return Variation(source, different, len(settings.seeds), _pinned(settings), whole)
+
+
+def _in_checkpoint(settings: Settings, rows: Sequence[Result]) -> int | None:
+    """How many different sources the seeds have in --source_checkpoint; None if that is not known."""
+    transferred = [row for row in rows if row.source is not None and row.strategy not in ("scratch", "pretrain")]
+    if not settings.source_checkpoint or not transferred:
+        return None
+    try:
+        source = sources.from_checkpoint(settings, trains=False)
+    except (InputError, OSError):
+        return None
+    alike = all(
+        row.seed in source.trained and row.source_accuracy == source.trained[row.seed].score for row in transferred
+    )
+    return len({source.identity[row.seed] for row in transferred}) if alike else None
 
 
 def _streams(settings: Settings) -> int:

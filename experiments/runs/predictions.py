@@ -477,14 +477,15 @@ def most_wrong(parts: Sequence[Predictions]) -> dict[str, tuple[np.ndarray, list
             continue
         labels = first.labels[target]
         wrong = predicted != labels
-        worst = np.argsort(-wrong.sum(0), kind="stable")[:MOST_WRONG]
+        worst = np.argsort(-wrong.sum(0), kind="stable")[: min(MOST_WRONG, int(wrong.any(0).sum()))]
         captions = []
         for i in worst:
-            taken = Counter(predicted[wrong[:, i], i].tolist()).most_common(1) if wrong[:, i].any() else [(0, 0)]
+            taken = Counter(predicted[wrong[:, i], i].tolist()).most_common(1)
             right_class, wrong_class = first.classes[labels[i]], first.classes[taken[0][0]]
             share = f"{100 * wrong[:, i].mean():.0f} % of fits are wrong"
             captions.append(f"{right_class} taken for {wrong_class}; {share}")
-        worst_of[target] = (first.images[worst], captions)
+        if captions:
+            worst_of[target] = (first.images[worst], captions)
     return worst_of
 
 

@@ -45,6 +45,7 @@ def e_value(p: float) -> float:
     A decreasing function of p whose integral over 0 .. 1 is at most 1 turns any p-value into an e-value (Vovk and Wang
     2021, "E-values: calibration, combination and applications", arXiv:1912.06116, section 2). This one has the integral
     1, and puts its weight where e-LOND decides; below its least p no more is believed of the tail of t.
+    The e-process of `sequences` is of seeds alone, given the test items; p is of `statistics.crossed`, of both.
 
     >>> round(e_value(1e-4)), round(e_value(1e-5)), e_value(0.05)
     (675, 6750, 0.0)
@@ -186,8 +187,10 @@ def _lock(file: Path, descriptor: int) -> None:
 
 _FORMS: dict[str, dict[str, Any]] = {
     "ledger": {"format": int, "level": float},
-    "look": {"test_set": str, "half": str, "methods": list, "seeds": list, "fits": str},
-    "registration": {"test_set": str, "half": str, "digest": str, "claim": str, "methods": list, "number": int},
+    "look": {"test_set": str, "half": str, "methods": list, "seeds": list, "fits": str, "keys": list},
+    "registration": {
+        **{"test_set": str, "half": str, "digest": str, "claim": str, "methods": list, "keys": list, "number": int}
+    },
     "confirmation": {"test_set": str, "digest": str, "number": int, "e": float, "decision": str},
 }
 """{kind of entry: the fields that are read again, and their types}."""

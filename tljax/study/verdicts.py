@@ -669,14 +669,11 @@ def _of_one_metric(
     """The sentence on verdicts of one metric; `several` says that there are others."""
     judged = sorted((each for each in members if each.word), key=lambda each: -each.mean)
     metric, base, with_words = members[0].metric, base_of(among), [each for each in among if each.word]
-    meanings = _MEANING if base == "scratch" else _MEANING_OF_OTHERS
     clauses = []
-    for (word, size), meaning in meanings.items():
+    for (word, size), meaning in _MEANING.items():
         chosen = [each for each in judged if each.word == word and (each.size == size or not size)]
         if chosen:
-            raised = ("raised", "lowered") if metric.larger_is_better else ("improved", "worsened")
-            words = meaning.format(base, raised=raised[0], lowered=raised[1], metric=units.spoken(metric))
-            clauses.append(f"{words} {listed(_named(each, with_words) for each in chosen)}")
+            clauses.append(f"{meaning.format(base)} {listed(_named(each, with_words) for each in chosen)}")
     clauses += [f"not judged: {listed(names)} ({reason})" for reason, names in _lacking(members).items()]
     unit, margin = units.of_differences(metric), units.factor(metric) * members[0].margin
     points = f"a margin of {' '.join(filter(None, (f'{margin:g}', unit)))}"
@@ -685,22 +682,12 @@ def _of_one_metric(
     if not metric.larger_is_better:
         points += ", of which less is better: differences are turned, so that positive is better"
     looked_at = ", whenever they are looked at" if members[0].sequence else ""
-    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for {together}{looked_at})."
+    # The interval in the sentence may reach beyond the margin where the narrower one of equivalence does not.
+    narrower = "; below the margin by a narrower interval" if any(each.size == "within" for each in judged) else ""
+    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for {together}{looked_at}{narrower})."
 
 
 _MEANING = {
-    ("positive", "beyond"): "transfer helped by more than the margin under",
-    ("positive", "open"): "it helped, perhaps by less than the margin, under",
-    ("positive", "within"): "it {raised} {metric}, by less than the margin, under",
-    ("negative", "beyond"): "it hurt by more than the margin under",
-    ("negative", "open"): "it hurt, perhaps by less than the margin, under",
-    ("negative", "within"): "it {lowered} {metric}, by less than the margin, under",
-    ("equivalent", ""): "it made no difference that matters under",
-    ("undecided", ""): "nothing can be said of",
-}
-"""(direction, size) -> what it means of transfer."""
-
-_MEANING_OF_OTHERS = {
     ("positive", "beyond"): "better than {} by more than the margin:",
     ("positive", "open"): "better than {}, perhaps by less than the margin:",
     ("positive", "within"): "better than {}, by less than the margin:",
@@ -708,13 +695,16 @@ _MEANING_OF_OTHERS = {
     ("negative", "open"): "worse than {}, perhaps by less than the margin:",
     ("negative", "within"): "worse than {}, by less than the margin:",
     ("equivalent", ""): "no difference from {} that matters:",
-    ("undecided", ""): "nothing can be said of",
+    ("undecided", ""): "neither better nor worse than {} is shown:",
 }
-"""The same where strategies are compared with another than scratch."""
+"""(direction, size) -> what it says. Nothing of transfer: a strategy may take nothing from the source, or be worse for
+what it freezes."""
 
 
 def _named(comparison: Comparison, among: Sequence[Comparison]) -> str:
-    return f"{_place(comparison, among)} ({units.difference(comparison.metric, comparison.mean)})"
+    """A strategy with its difference and the ends of its interval, since a mean alone says more than is known."""
+    low, high = (units.difference(comparison.metric, end).split(" ")[0] for end in (comparison.low, comparison.high))
+    return f"{_place(comparison, among)} ({units.difference(comparison.metric, comparison.mean)}, {low} to {high})"
 
 
 def _place(comparison: Comparison, among: Sequence[Comparison]) -> str:
