@@ -149,7 +149,7 @@ def test_a_state_is_that_of_a_plain_loop_of_flax(mode, trained, on):
     """Parameters and state after 30 steps, every fourth with a batch half of padding."""
     params, _ = variables()
     [(_, got)] = fitted(mode, ((0, masks.under(params, trained)),), ON[on])
-    near(jax.tree.map(lambda leaf: leaf[0], got), plainly(mode, trained))
+    near(jax.tree.map(lambda leaf: leaf[0], got), plainly(mode, trained), atol=2e-6)
 
 
 @pytest.mark.slow

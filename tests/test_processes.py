@@ -60,8 +60,8 @@ def ended(running, seconds=300):
     ("batch", "mesh", "seeds", "strategies"),
     [
         (100, "data:8", (0,), STRATEGIES),
-        (101, "data:8", (0,), ("full", "head_only")),
-        (101, "data:2,trial:4", (0, 1), ("head_only", "lp_ft")),
+        (101, "data:8", (0,), ("scratch", "head_only")),
+        (101, "data:2,trial:4", (0, 1), ("scratch", "head_only")),
     ],
 )
 @pytest.mark.devices(8)

@@ -114,7 +114,7 @@ def test_the_kinds_of_lora_have_the_rates_seeds_and_margin_that_the_page_says():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("experiments/README.md", 26)])
+@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("experiments/README.md", 27)])
 def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
     """All but those on the complete data, and chaos; three steps of one seed each. Reports draw in `report` alone."""
     monkeypatch.chdir(tmp_path)
@@ -149,6 +149,8 @@ def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
         flagfile = Path(arguments[0].removeprefix("--flagfile=") if arguments else "")
         if flagfile.suffix == ".flags" and flagfile.stem in SHORT:
             quick, fewer = SHORT[flagfile.stem], ()
+        if program.endswith("compare") and "--flagfile" not in line:  # a design is drawn from the seeds of a study
+            quick = () if "--design=runs/compared" in arguments else ("--seeds=0,1", "--steps=3")
         enough = ("--steps=10",) if "--lr_range_test" in arguments else ()
         with monkeypatch.context() as undrawn:
             if not program.endswith("report"):
