@@ -1,6 +1,6 @@
 """An atlas on a planted truth: one stage of the source is replaced by noise, and the atlas is to name it.
 
-    python tests/planted_atlas.py [DRAWS]
+    python tests/planted_atlas.py [DRAWS] [--independent]
 
 A source learns MNIST, and its target is MNIST again with its head kept, so that it knows all but what is wrong. Each
 draw has another stage, noise, masks and labels. Prints a line a draw, and in how many the planted stage adds most.
@@ -19,6 +19,7 @@ from experiments import pretrain
 from experiments.pages import figures
 from experiments.runs import fit
 
+INDEPENDENT = "--independent" in sys.argv
 STAGES = [f"hidden_{i}" for i in range(5)]
 
 
@@ -30,17 +31,24 @@ def source(folder: Path) -> Path:
 
 
 def with_noise(trained, stage: str, seed: int):
-    """Sources in which the leaves of a stage are normal noise, of the standard deviation that each leaf had."""
+    """Sources in which every unit of a stage reads one direction of noise, with a weight of its own.
+
+    The stage then passes one number on, which no stage above it can mend. Of noise that is drawn anew for each unit
+    enough passes through, and to train the stage above mends as much (`main` counts that with --independent).
+    """
     rng = np.random.default_rng(seed)
 
     def noise(path: str, leaf):
         leaf = np.asarray(leaf)
-        drawn = rng.normal(0, leaf.std(), leaf.shape).astype(leaf.dtype)
-        return drawn if path.startswith(f"{stage}/") else leaf
+        if not path.startswith(f"{stage}/kernel"):
+            return leaf
+        one = np.outer(rng.normal(size=leaf.shape[0]), rng.normal(size=leaf.shape[1]))
+        drawn = rng.normal(size=leaf.shape) if INDEPENDENT else one
+        return (drawn * leaf.std() / drawn.std()).astype(leaf.dtype)
 
     return {
-        key: of._replace(flat={path: noise(path, leaf) for path, leaf in of.flat.items()})
-        for key, of in trained.items()
+        key: source._replace(flat={path: noise(path, leaf) for path, leaf in source.flat.items()})
+        for key, source in trained.items()
     }
 
 
@@ -88,4 +96,4 @@ def main(draws: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)
+    main(int(next(iter(text for text in sys.argv[1:] if text.isdecimal()), 20)))
