@@ -89,10 +89,12 @@ def gather(tree: Params, of: Layout, which: jax.Array) -> Gathered:
     own = [None if place in shared else leaf for place, leaf in enumerate(leaves)]
     slots = []
     for slot in range(of.slots):
-        index = jnp.maximum(which[slot], 0)
+        groups = [lambda places=places: [jnp.asarray(leaves[place]) for place in places] for places in of.members]
+        # A selection among all of them would be computed again, from all of them, in each operation that reads it.
+        chosen = jax.lax.switch(which[slot], groups)
         held: list[Any] = [None] * len(leaves)
-        for i, place in enumerate(of.members[0]):
-            held[place] = jax.lax.select_n(index, *(leaves[places[i]] for places in of.members))
+        for place, leaf in zip(of.members[0], chosen, strict=True):
+            held[place] = leaf
         slots.append(jax.tree.unflatten(structure, held))
     return Gathered(jax.tree.unflatten(structure, own), tuple(slots))
 

@@ -15,14 +15,14 @@ from tljax import paths
 from tljax.audit import restores, steps
 from tljax.audit.report import GRADES, Claim, Finding, Grade, Report, broken
 from tljax.masks.leaf import canonical_leaf
-from tljax.types import InputError, Mask, Params
+from tljax.types import InputError, Mask, MaskSchedule, Params
 
 
 def frozen(
     step: Callable[..., Any],
     state: Any,
     batch: Any,
-    mask: Mask,
+    mask: Mask | MaskSchedule,
     at_least: Grade = "equal",
     leaks: bool = False,
     *,
@@ -30,6 +30,8 @@ def frozen(
     **of_step: Any,
 ) -> Report:
     """The report of `audit.step`, once every leaf that the mask freezes is proved to stay.
+
+    Under a schedule that is so of every leaf of its scope too, in steps in which it is off.
 
     Raises AssertionError where one changes, is proved in a lower grade than `at_least`, or is not decided and matches
     no glob of `undecided`; and, unless `leaks`, where the update of a trained leaf depends on the gradient of a frozen
@@ -39,7 +41,7 @@ def frozen(
     if at_least not in GRADES[:-1]:
         raise InputError(f"it is one of {', '.join(map(repr, GRADES[:-1]))}", field="at_least", value=at_least)
     report = steps.step(step, state, batch, mask, **of_step)
-    claims: tuple[Claim, ...] = ("frozen",) if leaks else ("frozen", "unseen")
+    claims: tuple[Claim, ...] = ("frozen", "off") if leaks else ("frozen", "off", "unseen")
     return _require(report, broken(report, claims, at_least), undecided, "does not leave alone what the mask freezes")
 
 

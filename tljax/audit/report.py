@@ -6,7 +6,7 @@ from typing import Literal
 
 Verdict = Literal["proved", "refuted", "not decided"]
 Grade = Literal["identical", "equal", "equal if finite", "changed"]
-Claim = Literal["frozen", "trains", "unseen", "state", "rate", "idle", "restored"]
+Claim = Literal["frozen", "off", "trains", "unseen", "state", "rate", "idle", "restored"]
 
 GRADES: tuple[Grade, ...] = ("identical", "equal", "equal if finite", "changed")
 """From the strongest on: the same variable; equal up to the sign of a zero and a NaN's payload (a compiler may
@@ -15,6 +15,7 @@ multiplied by 0 is finite; another value."""
 
 CLAIMS: dict[Claim, str] = {
     "frozen": "keeps its value",
+    "off": "keeps its value in steps in which its mask, which moves, is off",
     "trains": "has a new value that depends on the batch",
     "unseen": "has a gradient that no trained leaf's update depends on",
     "state": "owns no optimizer state",

@@ -11,17 +11,17 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import cotangents, elements, idle, leaks, multipliers, numbers, program, purity, tracing
+from tljax.audit import cotangents, elements, idle, leaks, moves, multipliers, numbers, program, purity, tracing
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
-from tljax.types import InputError, Mask, Params
+from tljax.types import InputError, Mask, MaskSchedule, Params
 
 
 def step(
     step: Callable[..., Any],
     state: Any,
     batch: Any,
-    mask: Mask,
+    mask: Mask | MaskSchedule,
     *,
     params: Callable[[Any], Any] | None = None,
     loss: Callable[..., Any] | None = None,
@@ -31,7 +31,9 @@ def step(
     `step(state, batch)` gives the new state, or a tuple that begins with it. `params` picks the parameters out of the
     state: by default its `params`, its first element, or the state itself. Modules of NNX may be the state: of
     (model, optimizer), a step is called as step(model, optimizer, batch) and changes them in place. Where the state has
-    arrays, zeros of the optimizer that the step keeps 0 are taken to be 0. `loss(params, batch)` helps to tell whose
+    arrays, zeros of the optimizer that the step keeps 0 are taken to be 0. A `MaskSchedule` may stand in the mask's
+    place, where the state has that of `optimizer.scheduled`: what is outside its scope is frozen, and of what is inside
+    it is decided whether it stays in the steps in which it is off. `loss(params, batch)` helps to tell whose
     gradient a value is. Raises InputError if the step cannot be traced, is not pure, or changes the structure of its
     state, and if the mask does not fit the parameters.
 
@@ -44,9 +46,15 @@ def step(
     [('b', 'frozen', 'refuted'), ('w', 'trains', 'proved'), ('b', 'unseen', 'proved'), ('b', 'state', 'proved')]
     """
     traced = tracing.trace(step, state, batch, params)
-    audit = _Audit(traced, mask, _name(step))
+    schedule = mask if isinstance(mask, MaskSchedule) else None
+    audit = _Audit(traced, mask.scope if isinstance(mask, MaskSchedule) else mask, _name(step))
+    moving: Sequence[moves.Leaf] = ()
+    if schedule is not None:
+        scope = {leaf.place: leaf.path for leaf in audit.leaves if leaf.trains is not False}
+        moving = moves.leaves(traced, state, schedule, scope)
     audit.labels = audit.of_gradients(loss, batch)
     report = audit.report()
+    report = replace(report, findings=(*report.findings, *moves.findings(traced, moving)))
     return report if purity.is_jitted(step) else replace(report, notes=(*report.notes, _ONE_TRACE))
 
 

@@ -531,7 +531,7 @@ def run(
         if key_of_batch is not None and stage.name not in frozen:
             keys[stage.name] = jax.random.fold_in(key_of_batch, len(model) - i)
 
-    shared = () if slots is None else slots.names
+    shared, held = ((), ()) if slots is None else (slots.names, slots.held)
 
     def kind(stage: Stage) -> Hashable:
         """Equal for neighbours that are one loop."""
@@ -546,14 +546,13 @@ def run(
         stage, *others = group
         if others:
             of_slots = slots if stage.name in shared else None
-            outputs += _looped([stage, *others], params, keys, x, weight, of_slots)
+            of_loop, held = _looped([stage, *others], params, keys, x, weight, of_slots, held)
+            outputs += of_loop
             x = outputs[-1]
             continue
         if slots is not None and stage.name in shared:
             which = slots.which[shared.index(stage.name)]
-            x = applied(stage.apply, len(slots.held))(
-                which, slots.held, params[stage.name], x, keys[stage.name], weight
-            )
+            x, held = applied(stage.apply)(which, params[stage.name], x, keys[stage.name], weight, held)
             outputs.append(x)
             continue
         own_state = state.get(stage.name, mixed.get(stage.name, {}))
@@ -581,27 +580,32 @@ def _looped(
     keys: Mapping[str, Any],
     x: PyTree,
     weight: jax.Array | None,
-    slots: Slots | None = None,
-) -> list[PyTree]:
-    """The output of each of some stages that are alike and have no state, one after another in one loop."""
+    slots: Slots | None,
+    held: tuple[Params, ...],
+) -> tuple[list[PyTree], tuple[Params, ...]]:
+    """(The output of each of some stages that are alike and have no state, one after another in one loop; `held`, as
+    `slotted.applied` has it)."""
 
-    def of_stage(x: PyTree, item: tuple[Params, Any, Any]) -> tuple[PyTree, PyTree]:
+    def of_stage(carry: tuple[PyTree, Any], item: tuple[Params, Any, Any]) -> tuple[tuple[PyTree, Any], PyTree]:
+        x, held = carry
         if slots is None:
             y, _ = stages[0].apply(item[0], {}, x, key=item[1], train=False, weight=weight)
         else:
-            y = applied(stages[0].apply, len(slots.held))(item[2], slots.held, item[0], x, item[1], weight)
+            y, held = applied(stages[0].apply)(item[2], item[0], x, item[1], weight, held)
         if _shown(x) != _shown(y):
             names = f"'{stages[0].name}' to '{stages[-1].name}'"
             raise InputError(
                 f"stages {names} are alike, and give {_shown(y)} of {_shown(x)}: let them give what they take, or "
                 "leave their `alike` at None"
             )
-        return y, y
+        return (y, held), y
 
     which = [None if slots is None else slots.which[slots.names.index(stage.name)] for stage in stages]
     each = [(params[stage.name], keys[stage.name], slot) for stage, slot in zip(stages, which, strict=True)]
-    last, outputs = jax.lax.scan(of_stage, x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each))
-    return [*unstacked(outputs, len(stages))[:-1], last]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+    # Without slots `held` is no part of the loop.
+    (last, after), outputs = jax.lax.scan(of_stage, (x, None if slots is None else held), stacked)
+    return [*unstacked(outputs, len(stages))[:-1], last], held if slots is None else after
 
 
 def unstacked(tree: PyTree, count: int) -> list[PyTree]:

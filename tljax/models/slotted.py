@@ -1,10 +1,10 @@
-"""A stage whose parameters are now its own, frozen, and now those of a slot: a gradient is formed of the latter alone.
+"""A stage whose parameters are now frozen, and now in a slot: a gradient is formed of what is in slots alone.
 
 The choice is traced. Whether the gradient of the weights is computed is decided as the step runs, so that what is off
 costs none; where fits are mapped side by side it is computed in any case, and left out.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,64 +24,45 @@ class Slots(NamedTuple):
     """The parameters in each slot, of one stage."""
 
 
-def applied(apply: Callable[..., Any], slots: int) -> Callable[..., PyTree]:
-    """The outputs of a stage without state: (which, held, own parameters, x, key, weight) -> y."""
+def applied(apply: Callable[..., Any]) -> Callable[..., tuple[PyTree, tuple[Params, ...]]]:
+    """(slot, parameters, x, key, weight, held) -> (y, held) of a stage without state.
+
+    What is in the stage's slot are its own parameters, with which it is computed, so that no copy of them is chosen.
+    `held` goes through all stages that share slots as it is; on the way back each adds the gradient of its parameters
+    to that of its slot, and one that is in none hands on what it gets: no zeros are formed for it.
+    """
 
     def run(params: Params, x: PyTree, key: Any, weight: Any) -> PyTree:
         return apply(params, {}, x, key=key, train=False, weight=weight)[0]
 
     @jax.custom_vjp
-    def of_slot(which: Any, held: Sequence[Params], own: Params, x: PyTree, key: Any, weight: Any) -> PyTree:
-        return run(_picked(which, held, own), x, key, weight)
+    def of_slot(slot: Any, params: Params, x: PyTree, key: Any, weight: Any, held: Any) -> tuple[PyTree, Any]:
+        return run(params, x, key, weight), held
 
-    def forward(which: Any, held: Sequence[Params], own: Params, x: PyTree, key: Any, weight: Any) -> Any:
-        params = _picked(which, held, own)
-        # What a frozen stage keeps; one that is on runs again on the way back, and keeps its input alone.
-        y, pull = jax.vjp(lambda x: run(params, x, key, weight), x)
-        leaves, structure = jax.tree.flatten(pull)
-        # Parameters are picked again on the way back, so that none is kept for it twice.
-        place = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(params))}
-        again = tuple(place.get(id(leaf)) for leaf in leaves)
-        kept = [leaf for leaf, i in zip(leaves, again, strict=True) if i is None]
-        return y, (kept, _Static((structure, again)), which, held, own, x, key, weight)
+    def forward(slot: Any, params: Params, x: PyTree, key: Any, weight: Any, held: Any) -> Any:
+        # What a frozen stage keeps: its products; what lies between them is computed again on the way back, as a
+        # compiler would where there is no choice. One that is on runs again, and keeps its input alone.
+        kept = jax.checkpoint(run, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+        y, pull = jax.vjp(lambda x: kept(params, x, key, weight), x)
+        return (y, held), (pull, slot, params, x, key, weight)
 
-    def backward(residuals: Any, of_y: PyTree) -> Any:
-        kept, static, which, held, own, x, key, weight = residuals
-        structure, again = static.value
-        params = _picked(which, held, own)
-        picked, rest = jax.tree.leaves(params), iter(kept)
-        pull = jax.tree.unflatten(structure, [next(rest) if i is None else picked[i] for i in again])
+    def backward(residuals: Any, cotangents: Any) -> Any:
+        pull, slot, params, x, key, weight = residuals
+        of_y, of_held = cotangents
 
         def both() -> Any:
-            return jax.vjp(lambda params, x: run(params, x, key, weight), params, x)[1](of_y)
+            of_params, of_x = jax.vjp(lambda params, x: run(params, x, key, weight), params, x)[1](of_y)
+            sums = tuple(
+                jax.tree.map(lambda sum, g, i=i: jnp.where(slot == i, sum + g, sum), of_one, of_params)
+                for i, of_one in enumerate(of_held)
+            )
+            return sums, of_x
 
         def of_x_alone() -> Any:
-            return jax.tree.map(jnp.zeros_like, own), *pull(of_y)
+            return of_held, *pull(of_y)
 
-        of_params, of_x = jax.lax.cond(which >= 0, both, of_x_alone)
-        of_held = tuple(
-            jax.tree.map(lambda g, i=i: jnp.where(which == i, g, jnp.zeros_like(g)), of_params) for i in range(slots)
-        )
-        return None, of_held, None, of_x, None, None
+        of_held, of_x = jax.lax.cond(slot >= 0, both, of_x_alone)
+        return None, None, of_x, None, None, of_held
 
     of_slot.defvjp(forward, backward)
     return of_slot
-
-
-@jax.tree_util.register_static
-class _Static:
-    """What is no array, among residuals."""
-
-    def __init__(self, value: Hashable) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Static) and self.value == other.value
-
-    def __hash__(self) -> int:
-        return hash(self.value)
-
-
-def _picked(which: Any, held: Sequence[Params], own: Params) -> Params:
-    """The parameters of a slot, or the stage's own under -1."""
-    return jax.tree.map(lambda *leaves: jax.lax.select_n(which + 1, *leaves), own, *held)
