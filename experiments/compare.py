@@ -41,6 +41,7 @@ from experiments.runs import (
     process,
     times,
     tuned,
+    tunings,
     until,
 )
 from experiments.runs.command_line import flag
@@ -91,7 +92,12 @@ class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
         bounds=(1, None),
     )
     most: int = flag(40, "with --until=decided: the number of seeds at which it ends in any case", role="free")
-    tuned: str | None = flag(None, "run directory of a search: each strategy with what was best for it", place="path")
+    tuned: str | None = flag(
+        None,
+        "run directory of a search: each strategy with what was best for it; further ones, with commas, of the same "
+        "search under another --tuning_seed show how far the choice of the recipe moves the differences",
+        place="path",
+    )
 
 
 KINDS = command_line.kinds(CompareFlags)
@@ -137,6 +143,8 @@ def _run(
     seeds_of_rounds = until.rounds(options, settings, options.most)
     options = until.of_a_plan(options, options.most)
     values = {**values, "seeds": seeds_of_rounds[0]}
+    all_searches, searches = options.tuned, tunings.searches(options.tuned)
+    options = replace(options, tuned=searches[0] if searches else None)
     names = {plugins.called(text): text for text in ("scratch", *settings.strategies)}
     base = names.get(options.against, options.against)
     if base not in names.values():
@@ -166,13 +174,14 @@ def _run(
         _show(parts)
         return []
     data = {name: mark for part in parts for name, mark in plan.fingerprints(part.experiment).items()}
-    if not options.design and not judging.until:
+    if not options.design:
         _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
     possible = [seed for seeds in seeds_of_rounds for seed in seeds]
     entered = confirmation.enter(options, experiments, judging, registration, possible) if process.first() else None
     leave = tuned.searched_flags() if options.tuned else ()
-    with directory.opened(settings, "compare", command_line.flagfile_lines(options), leave=leave) as folder:
+    own_lines = command_line.flagfile_lines(replace(options, tuned=all_searches))
+    with directory.opened(settings, "compare", own_lines, leave=leave) as folder:
         results, judged = _trained(parts, folder, data, evals)
         for i in range(1, len(seeds_of_rounds) + 1 if judging.until else 0):
             family = until.family(judged, judging)
@@ -185,7 +194,10 @@ def _run(
             open_parts = _open(planned(*of_round, execution, typed), wanted)
             more_results, more = _trained(open_parts, folder, data, evals)
             results, judged = [*results, *more_results], [*judged, *more]
+        planning = values, options, settings, execution, typed
+        others = _under_other_searches(searches[1:], planning, folder, data, evals)
         if process.first():
+            tuning_notes = tunings.notes(searches, judged, others, judging)
             several = directory.mixed_environments(folder, [result.name for result in results])
             if options.design:
                 from experiments.pages import design as of_design
@@ -196,7 +208,7 @@ def _run(
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
             of_ledger = entered.notes if entered else ()
-            page.show(folder, judged, judging, [*notes(parts, options), *several, *of_ledger], entered)
+            page.show(folder, judged, judging, [*notes(parts, options), *tuning_notes, *several, *of_ledger], entered)
             noted.leave(folder)
     return results
 
@@ -215,6 +227,26 @@ def _trained(
     results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
     judged = [_predictions(part, of_part, evals, folder) for part, of_part in results_of] if process.first() else []
     return [result for _, of_part in results_of for result in of_part], judged
+
+
+def _under_other_searches(
+    searches: Sequence[str],
+    planning: tuple[Any, ...],
+    folder: Path,
+    data: Mapping[str, str],
+    evals: Sequence[evaluations.Evaluation],
+) -> list[list[predictions.Predictions]]:
+    """The same strategies under the recipes of other searches, and what they predict: not judged, but set beside.
+
+    They are trained under the seeds of the first round, with the first searches' bits untouched.
+    """
+    values, options, settings, execution, typed = planning
+    every = []
+    for search in searches:
+        of_search = replace(options, tuned=search, longer_scratch=False)
+        parts = planned(values, of_search, replace(settings, seeds=tuple(values["seeds"])), execution, typed)
+        every.append(_trained(parts, folder, data, evals)[1])
+    return every
 
 
 def _open(parts: Sequence[Part], wanted: Collection[tuple[str | None, str, str]]) -> list[Part]:
@@ -348,7 +380,7 @@ def _say_looks(parts: Sequence[Part], judging: Judging, evals: Sequence[evaluati
                 (bases if name == judging.against else fits).add(job.result.key)
     judged = [looks.JudgedFits(name, *map(frozenset, sets)) for name, sets in keys.items() if sets[0]]
     look = looks.count(judged, judging, [looks.place()])
-    if look > judging.looks:
+    if look > judging.looks and not judging.until:
         console.say(
             f"this is look {look} at such fits with {judging.looks} planned: they will be described and not judged; "
             "take fresh --seeds for a verdict"

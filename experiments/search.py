@@ -221,7 +221,17 @@ def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path, max
     storage = str(folder / "study.journal") if options.storage is None else options.storage
     name = f"{options.study}/{arm.strategy}/{arm.budget}"
     address = None if storage == "memory" else storage
-    return search.opened(name, address, options.sampler, options.pruner, 0, options.lease, about, console.say, maximize)
+    return search.opened(
+        name,
+        address,
+        options.sampler,
+        options.pruner,
+        options.sampler_seed,
+        options.lease,
+        about,
+        console.say,
+        maximize,
+    )
 
 
 def _as_compared(line: str) -> str:

@@ -99,7 +99,7 @@ def registered(folder, says=SAYS, **claim):
         ({"refuted_by": []}, "refuted_by: give one or more"),
         ({"refuted_by": ["positive"]}, "refuted_by: give one or more of negative"),
         ({"design": {"seeds": "1-2"}}, "design has no train_examples"),
-        ({"design": {"seeds": "1-2", "train_examples": "all", "lerning_rate": 1}}, "design: .*lerning_rate"),
+        ({"design": {"seeds": "1-2", "train_examples": "all", "steps": "many"}}, "design: .*many"),
         ({"smallest_effect": "0.5"}, "smallest_effect is .*not a number"),
         ({"more": 1}, "more is unknown"),
     ],

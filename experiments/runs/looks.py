@@ -178,6 +178,8 @@ def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None
         differ.append(f"--primary_family={','.join(of_before)}, not {','.join(primary)}")
     if before.get("verdict_on", "target") != judging.verdict_on:
         differ.append(f"--verdict_on={before.get('verdict_on', 'target')}, not {judging.verdict_on}")
+    if before.get("until") != judging.until:
+        differ.append(f"--until={before.get('until') or ''}, not {judging.until or 'a number of seeds'}")
     if differ:
         raise InputError(
             f"{what} with {', '.join(differ)}: what counts as a difference is chosen before the first look; leave it "

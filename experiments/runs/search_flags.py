@@ -15,6 +15,8 @@ from tljax.types import InputError
 
 FIRST_SEED = 1_000_000
 """The search's seeds begin here."""
+SEEDS_OF_A_SEARCH = 1_000
+"""From one tuning seed to the next the trials' seeds are so far apart, so that no two have one in common."""
 _SEARCHED = ("hidden", "activation", "head")
 """Flags beside those of a recipe that a search may vary."""
 MEASURED = ("metric", "primary")
@@ -45,6 +47,11 @@ class Search:
     )
     pruner: str = flag("Nop", "Optuna's pruner: Nop, Median, SuccessiveHalving, Hyperband", role="free")
     search_seeds: int = flag(1, "the number of seeds that a trial is judged under; none is one of --seeds", role="free")
+    tuning_seed: int | None = flag(
+        None,
+        "a number by which a search is repeated: other seeds of its trials, other draws of its sampler; default 0",
+        role="free",
+    )
     storage: str | None = flag(
         None,
         "where studies are stored: a journal file, a database URL, or memory; default WORKDIR/study.journal",
@@ -74,7 +81,13 @@ class Search:
     @property
     def trial_seeds(self) -> tuple[int, ...]:
         """The seeds that each trial is judged under."""
-        return tuple(range(FIRST_SEED, FIRST_SEED + self.search_seeds))
+        first = FIRST_SEED + SEEDS_OF_A_SEARCH * (self.tuning_seed or 0)
+        return tuple(range(first, first + self.search_seeds))
+
+    @property
+    def sampler_seed(self) -> int:
+        """The seed from which those of the sampler's draws count on."""
+        return FIRST_SEED * (self.tuning_seed or 0)
 
 
 def with_values(flag_values: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,6 +103,11 @@ def check(flag_values: Mapping[str, Any], settings: Settings, search: Search) ->
     for name in ("trials", "group"):
         if getattr(search, name) < 1:
             raise InputError(f"--{name}={getattr(search, name)}: give 1 or more")
+    if not 0 <= (search.tuning_seed or 0) < 1_000 or search.search_seeds > SEEDS_OF_A_SEARCH:
+        raise InputError(
+            f"--tuning_seed={search.tuning_seed or 0}, --search_seeds={search.search_seeds}: give 0 to 999, and at "
+            f"most {SEEDS_OF_A_SEARCH:,} seeds"
+        )
     if not 0 < search.lr_low < search.lr_high < math.inf:
         raise InputError(f"--lr_low={search.lr_low:g} and --lr_high={search.lr_high:g}: give 0 < LOW < HIGH")
     if settings.distributed and not search.lr_range_test:

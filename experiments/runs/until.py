@@ -52,7 +52,7 @@ def of_a_plan(judging: AnyJudging, most: int) -> AnyJudging:
 
 
 def family(parts: Sequence[Predictions], judging: Judging) -> list[Comparison]:
-    """The verdicts on all fits there are so far."""
+    """The verdicts on all fits there are so far, by the method that `judging` says."""
     on, metrics = judging.verdict_on, predictions.metrics_of(parts, judging.verdict_on)
     table = {cell: fits for cell, fits in predictions.right(parts, on).items() if not cell.longer}
     judged, _ = compared(
@@ -64,8 +64,9 @@ def family(parts: Sequence[Predictions], judging: Judging) -> list[Comparison]:
         groups=predictions.all_groups(parts, on),
         metrics=metrics,
         on="source" if on == "retention" else "target",
+        looks=judging.looks,
         primary=judging.primary_family,
-        sequence=True,
+        sequence=bool(judging.until),
     )
     return judged
 
