@@ -106,7 +106,7 @@ def test_when_one_process_is_lost_the_other_says_so_and_the_same_command_goes_on
 
 
 HALF_TRAINED = {"source": None, "strategies": ("scratch",), "seeds": (0,), "optimizer": "adam", "clip": 0.5}
-HALF_TRAINED |= {"epochs": None, "steps": 3000, "learning_rate": 1e-4, "checkpoint_every": 1}
+HALF_TRAINED |= {"epochs": None, "steps": 1200, "learning_rate": 1e-4, "checkpoint_every": 1}
 
 
 @pytest.fixture(scope="module")

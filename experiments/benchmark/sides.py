@@ -573,7 +573,8 @@ def pytorch(shared: Shared, work: Work) -> Iterator[Turn]:
     run = _captured(step, params, counter) if work.side in ("captured", "ensemble") else step
     for turn in range(work.turns):
         if turn:
-            drawn = torch.rand(work.fits, len(labels), device=device).argsort(1)
+            passes = -(-order[0].numel() // len(labels))
+            drawn = torch.rand(work.fits, passes, len(labels), device=device).argsort(2).flatten(1)
             order.copy_(drawn[:, : order[0].numel()].reshape(order.shape))
         counter.zero_()
         for _ in range(work.steps):

@@ -40,15 +40,15 @@ def leaves(traced: Traced, state: Any, schedule: MaskSchedule, scope: Mapping[in
     Raises InputError unless the state has that of one `optimizer.scheduled`.
     """
     rows = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, Scheduled))[0]
-    found = [
+    states = [
         jax.tree_util.keystr(path, simple=True, separator="/") for path, node in rows if isinstance(node, Scheduled)
     ]
-    if len(found) != 1:
+    if len(states) != 1:
         raise InputError(
-            f"the state has {len(found) or 'no'} states of optimizer.scheduled: give a schedule for a step that holds "
+            f"the state has {len(states) or 'no'} states of optimizer.scheduled: give a schedule for a step that holds "
             "one, and else the mask of what never trains"
         )
-    prefix = f"{found[0]}/" if found[0] else ""
+    prefix = f"{states[0]}/" if states[0] else ""
     place_of = {path: place for place, path in enumerate(traced.paths)}
     start = "start" if schedule.returns else None
     try:
@@ -74,9 +74,9 @@ def findings(traced: Traced, rows: Sequence[Leaf]) -> list[Finding]:
             result.append(Finding(row.path, "off", "proved", kept, grade="identical", condition=condition))
             continue
         text, equation = causes[row.path]
-        source, numbers_ = program.line_of(equation), shown.get(row.path)
-        if numbers_ is not None:
-            detail = f"{text}: {numbers_}"
+        source, moved = program.line_of(equation), shown.get(row.path)
+        if moved is not None:
+            detail = f"{text}: {moved}"
             result.append(Finding(row.path, "off", "refuted", detail, source=source, grade="changed"))
         else:
             detail = f"{text}; no numbers show that it moves"

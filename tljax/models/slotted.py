@@ -53,8 +53,8 @@ def applied(apply: Callable[..., Any]) -> Callable[..., tuple[PyTree, tuple[Para
         def both() -> Any:
             of_params, of_x = jax.vjp(lambda params, x: run(params, x, key, weight), params, x)[1](of_y)
             sums = tuple(
-                jax.tree.map(lambda sum, g, i=i: jnp.where(slot == i, sum + g, sum), of_one, of_params)
-                for i, of_one in enumerate(of_held)
+                jax.tree.map(lambda total, g, i=i: jnp.where(slot == i, total + g, total), totals, of_params)
+                for i, totals in enumerate(of_held)
             )
             return sums, of_x
 
