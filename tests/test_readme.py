@@ -131,6 +131,8 @@ def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
         assert (python, dash) == ("python", "-m")
         if "--manual_dir=DIR" in arguments or "lite0.safetensors" in line:
             continue
+        if "--design=runs/study" in arguments:  # which is of the study on the complete data
+            continue
         if "--source_checkpoint=net.npz" in arguments:
             exec(WEIGHTS, {})
         if "--results=theirs.csv" in arguments:
@@ -158,7 +160,7 @@ def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
             PROGRAMS[program]([program, *arguments, *quick, *fewer, *enough])
         ran += 1
     assert ran == count
-    assert ("mine.py:strategy" in capsys.readouterr().out) == (page == "README.md")
+    assert page != "README.md" or "mine.py:strategy" in capsys.readouterr().out
 
 
 @pytest.mark.complete

@@ -604,9 +604,8 @@ def _looped(
     each = [(params[stage.name], keys[stage.name], slot) for stage, slot in zip(stages, which, strict=True)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     # Without slots `held` is no part of the loop.
-    carry: tuple[PyTree, Any] = (x, None if slots is None else held)
-    (last, after), outputs = jax.lax.scan(of_stage, carry, stacked)
-    return [*unstacked(outputs, len(stages))[:-1], last], held if slots is None else after
+    (last, after), outputs = jax.lax.scan(of_stage, (x, None if slots is None else held), stacked)
+    return [*unstacked(outputs, len(stages))[:-1], last], held if after is None else after
 
 
 def unstacked(tree: PyTree, count: int) -> list[PyTree]:
