@@ -116,7 +116,7 @@ def right_of(rng, seeds, strategies, budgets=(10, 100)):
 def test_a_design_takes_what_is_decided_within_its_compute_and_keeps_its_promise():
     rng = np.random.default_rng(1)
     table = right_of(rng, range(40), {"sure": (0.1, 1.0), "noisy": (0.01, 20.0)})
-    members, conditions = [("a", "sure"), ("a", "noisy")], Conditions(0.05)
+    members, conditions = [("a", "noisy"), ("a", "sure")], Conditions(0.05)
     ranked = design.designs(table, members, conditions, 0.95, 60, cost=design.Cost(source=2.0))
     best = ranked[0]
     assert all(each.fits <= 60 and each.seeds >= 3 for each in ranked) and len(ranked) == 4
@@ -130,7 +130,7 @@ def test_a_design_takes_what_is_decided_within_its_compute_and_keeps_its_promise
         design.designs(table, members, conditions, 0.95, 5)
 
     seeds = 6
-    [pilot] = design.measured(table, members[:1], (10, 100), conditions)
+    [pilot] = design.measured(table, members[1:], (10, 100), conditions)
     promised = design.chance_of_decision(pilot.components, seeds, 0.05, 0.95, 1)
     decided = []
     for i in range(100):
@@ -173,9 +173,10 @@ def test_exploratory_strategies_cost_the_primary_family_nothing_and_are_said_to_
 
 def test_a_verdict_says_the_seeds_that_it_would_have_taken():
     table = {cell("scratch"): fits([0.5, 0.52, 0.49, 0.5], 1000), cell(): fits([0.5, 0.53, 0.49, 0.52], 1000, seed=1)}
-    [comparison], _ = verdicts.compared(table, 0.02, 0.95)
+    [comparison], _ = verdicts.compared(table, 0.1, 0.95)
     scores = verdicts.differences(table, cell(), cell("scratch"))
-    assert comparison.seeds_needed == sample_size.seeds_needed(sample_size.components(scores), 0.02, 0.95)
+    assert comparison.seeds_needed == sample_size.seeds_needed(sample_size.components(scores), 0.1, 0.95)
+    assert comparison.seeds_needed.find is not None
     row = tables.verdicts([comparison]).rows[-1]
     assert tables.number_of_seeds(comparison.seeds_needed.find) in [each.text for each in row]
     assert "seeds needed" in tables.verdicts_in_short("t", [comparison]).columns

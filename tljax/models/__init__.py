@@ -605,7 +605,7 @@ def _looped(
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     # Without slots `held` is no part of the loop.
     (last, after), outputs = jax.lax.scan(of_stage, (x, None if slots is None else held), stacked)
-    return [*unstacked(outputs, len(stages))[:-1], last], held if slots is None else after
+    return [*unstacked(outputs, len(stages))[:-1], last], held if after is None else after
 
 
 def unstacked(tree: PyTree, count: int) -> list[PyTree]:

@@ -406,7 +406,7 @@ class Choice(NamedTuple):
 
     units: str
     spec: str
-    """As --strategies takes it."""
+    """What names it in a list of strategies."""
     steps: tuple[Step, ...]
 
 
