@@ -95,7 +95,7 @@ class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
     tuned: str | None = flag(
         None,
         "run directory of a search: each strategy with what was best for it; further ones, with commas, of the same "
-        "search under another --tuning_seed show how far the choice of the recipe moves the differences",
+        "search under another tuning seed show how far the choice of the recipe moves the differences",
         place="path",
     )
 
