@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_programs import arguments
 
+from experiments import transfer
 from tljax import augment, masks, models, objective, optimizers, penalties, plugins, train
 from tljax.data import draw
 from tljax.models import randomness
@@ -249,3 +251,23 @@ def test_why_features_are_computed_in_every_step_is_told() -> None:
     assert settled.obstacle(plain, None) == settled.obstacle(plain, train.FeatureCache(0)) == "no features are kept"
     for reason, changes in rows.items():
         assert settled.obstacle(replace(plain, **changes), cache) == reason
+
+
+@pytest.mark.slow
+def test_programs_compute_a_settled_prefix_once_and_dry_runs_say_so(tasks, tmp_path, capsys) -> None:
+    flags: dict[str, Any] = {"strategies": ("autofreeze:every=2:percentile=60",), "hidden": (8, 8, 8), "epochs": 4}
+    flags["devices"] = 1
+    transfer.run(**arguments(tasks, tmp_path / "w", dry_run=True, **flags))
+    words = "features of stages that are off for good, from the input up, are computed"
+    assert f"{words} once, from the next point on" in capsys.readouterr().out
+    runs = {}
+    for budget in (0, 10**9):
+        how = {"features_budget": budget, **flags}
+        lines = transfer.run(**arguments(tasks, tmp_path / str(budget), **how))
+        assert ("are computed once" in "".join(capsys.readouterr())) == bool(budget)
+        runs[budget] = [(line.seed, line.test_accuracy) for line in lines]
+    assert runs[0] == runs[10**9]
+    transfer.run(**arguments(tasks, tmp_path / "v", dry_run=True, features_budget=0, **flags))
+    assert f"{words} in every step, since no features are kept" in capsys.readouterr().out
+    transfer.run(**arguments(tasks, tmp_path / "v", dry_run=True, **{**flags, "devices": 2}))
+    assert f"{words} in every step, since fits are over several devices" in capsys.readouterr().out

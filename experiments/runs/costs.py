@@ -85,9 +85,10 @@ def of_moves(experiment: Experiment, start: Start) -> list[str]:
         computed = "not computed, unless fits are side by side" if alone else "computed too"
         prefix = ""
         if schedule.off_since is not None:
-            reason = train.obstacle(spec, outlined.execution.cache)
+            how_many = len(outlined.execution.devices)
+            reason = "fits are over several devices" if how_many > 1 else train.obstacle(spec, outlined.execution.cache)
             how = f"computed in every step, since {reason}" if reason else "computed once, from the next point on"
-            where = "" if reason else "; where fits are side by side, or on several devices, in every step"
+            where = "" if reason else "; where fits are side by side, in every step"
             prefix = f"; features of stages that are off for good, from the input up, are {how}{where}"
         lines.append(
             f"the mask moves: what trains is chosen {what}, {steps}, {schedule.when} the gradient; moments of what is "
