@@ -175,6 +175,70 @@ def test_a_constant_mask_tells_elements_apart():
     assert facts(at) == [(0, IDENTICAL), "moved"] and np.array_equal(np.flatnonzero(at.selector.any(1)), [1])
 
 
+def test_an_axis_of_length_1_stands_for_all_of_another():
+    """Of a row beside an array each column has its own facts, and those of a later row are where that row is."""
+    row = np.array([[0, 1, 1, 0]], np.float32)
+    product, padded = read(lambda a, b: (jax.lax.mul(a, row), jnp.pad(jax.lax.mul(b, row), 1)), A, B).outputs
+    assert product.selector.shape == A.shape and padded.selector.shape == (5, 6)
+    kept = {number for number, piece in enumerate(product.pieces) if piece.content == 0}
+    assert np.array_equal(np.isin(product.selector, list(kept)), np.broadcast_to(row == 1, A.shape))
+    assert {piece.depends for piece in product.pieces} == {0, 1}
+
+
+def test_of_a_row_beside_an_array_no_column_is_taken_for_another():
+    """Each column is said to be the input's where it is so by numbers, and nowhere else."""
+    row = A[:1]
+    for function in (
+        lambda a: jax.lax.add(np.zeros_like(A), a)[1:2],
+        lambda a: jnp.flip(jax.lax.add(np.zeros_like(A), a))[:1],
+        lambda a: jnp.concatenate([jax.lax.add(np.zeros_like(A), a)[:1, 1:], a[:, :1]], 1),
+        lambda a: jnp.concatenate([jax.lax.add(np.zeros_like(A), a)[:1, 3:], a[:, 1:]], 1),
+        lambda a: jnp.broadcast_to(jax.lax.add(np.zeros_like(A), a)[:1, 1:2], (1, 4)),
+    ):
+        (value,) = read(function, row).outputs
+        assert {piece.content for piece in value.pieces} == {0}
+        straight = np.arange(4).reshape(1, 4)
+        places = [straight if piece.places is None else piece.places for piece in value.pieces]
+        chosen = places[0] if value.selector is None else np.choose(value.selector, places)
+        assert np.array_equal(row.reshape(-1)[chosen], np.asarray(function(row)))
+
+
+FILLED = {
+    "zero": lambda a, i: a.at[i].get(mode="fill", fill_value=0),
+    "another number": lambda a, i: a.at[i].get(mode="fill", fill_value=7),
+    "no number": lambda a, i: jnp.take(a, i, axis=0),
+}
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_beyond_an_array_a_gather_gives_its_filling_and_nothing_of_the_array(name):
+    function = FILLED[name]
+    places = np.array([2, 0, 9])
+    (value,) = read(lambda a: function(a, places), A).outputs
+    moved, filling = value.pieces
+    assert (moved.content, filling.content, moved.depends, filling.depends) == (0, CONSTANT, 1, 0)
+    assert np.array_equal(value.selector == 1, np.broadcast_to(places[:, None] == 9, A.shape))
+    numbers = np.asarray(function(jnp.asarray(A), places))
+    assert np.array_equal(A.reshape(-1)[moved.places][:2], numbers[:2])
+    assert np.array_equal(np.full(4, filling.constant), numbers[2], equal_nan=True)
+
+
+def test_zeros_gathered_at_places_that_are_not_known_are_not_0_where_the_filling_is_not():
+    index = np.array([0, 9])
+    filled, kept, inside = read(
+        lambda a, i: (
+            a[:2] + jnp.take(jnp.zeros_like(a), i, axis=0),
+            a[:2] + jnp.zeros_like(a).at[i].get(mode="fill", fill_value=0),
+            a[:2] + jnp.take(jnp.zeros_like(a), np.array([0, 1]), axis=0),
+        ),
+        A,
+        index,
+    ).outputs
+    assert np.isnan(jnp.take(ZEROS, index, axis=0)).any()
+    assert facts(filled) == [(UNKNOWN, IDENTICAL)]
+    assert facts(kept) == facts(inside) == [(0, EQUAL)]
+
+
 @pytest.mark.parametrize(
     "function, condition",
     [

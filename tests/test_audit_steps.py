@@ -247,6 +247,23 @@ def test_elements_of_a_leaf():
     assert verdicts(report)["body", "frozen"] == "proved"
 
 
+def test_of_few_elements_of_a_large_leaf_the_clip_sees_no_others():
+    """Where few elements train the optimizer is given these alone, with room beside them: what is there is 0."""
+    params = {"body": jnp.ones((96, 96)), "head": jnp.ones((96, 2))}
+    where = np.arange(96 * 96).reshape(96, 96) % 100 == 3
+    mask = {"body": where, "head": True}
+    tx = optimizer.masked(optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.1)), mask)
+    state = tx.init(params)
+    assert min(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim == 2) < where.size / optimizer.SHARE
+    report = audit.step(step_of(tx), (params, state), jnp.ones((5, 96)), mask)
+    assert verdicts(report)["body", "unseen"] == verdicts(report)["body", "frozen"] == "proved"
+    seen = jax.tree.map(jnp.ones_like, params)
+    updates = tx.update(seen, state, params)[0]
+    for number in (1e6, np.nan):
+        others = tx.update({**seen, "body": jnp.where(where, 1.0, number)}, state, params)[0]
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, updates, others)))
+
+
 def test_dead_leaves_by_structure_and_not_by_numbers():
     params = {"w": jnp.ones((3, 2)), "a": jnp.ones((3, 1)), "b": jnp.zeros((1, 2)), "lost": jnp.ones(2)}
 

@@ -491,13 +491,20 @@ class _Reader:
         return self.combined(spread, shape, function)
 
     def spread(self, value: Value, shape: Sequence[int], wanted: Sequence[int]) -> Value:
-        """A value as an operand: a number beside an array stands for as many elements."""
+        """A value as an operand: a number stands for all elements of the array beside it, as an axis of 1 does."""
         value = self.classes(value, shape)
-        piece = value.pieces[0]
-        if tuple(shape) == tuple(wanted) or piece.content < 0:
+        if tuple(shape) == tuple(wanted):
             return value
-        places = np.broadcast_to(np.int32(0) if piece.places is None else piece.places, tuple(wanted))
-        return Value((piece._replace(places=places),))
+        if _size(shape) > self.most:
+            return Value((_unlike(value.pieces),))
+        pieces = []
+        for piece in value.pieces:
+            if piece.content >= 0:
+                places = self.straight(shape) if piece.places is None else piece.places
+                piece = piece._replace(places=np.broadcast_to(places, tuple(wanted)))
+            pieces.append(piece)
+        selector = None if value.selector is None else np.broadcast_to(value.selector, tuple(wanted))
+        return Value(tuple(pieces), selector)
 
     def combined(self, values: Sequence[Value], shape: Sequence[int], function: Callable[..., Piece]) -> Value:
         """Apply a function of pieces to each combination of pieces that occurs."""
@@ -1583,20 +1590,44 @@ def _gather(reader: _Reader, equation: Any, values: list[Value], path: tuple[int
     operand, indices = values
     shapes = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
     known = any(piece.content >= 0 for piece in operand.pieces) or operand.selector is not None
+    fills = equation.params["mode"] not in (_MODES.CLIP, _MODES.PROMISE_IN_BOUNDS)
+    known = known or (fills and operand.pieces[0].content == CONSTANT)
     places = (
         reader.numbers(indices, equation.invars[1].aval.shape, None)
         if known and max(map(_size, shapes)) <= reader.most
         else None
     )
     if places is None:
+        if fills:
+            operand = Value((*operand.pieces, _filling(equation)))
         return [_anywhere(equation, operand, [indices])]
     numbered = np.arange(1, _size(shapes[0]) + 1, dtype=np.int32).reshape(shapes[0])
     parameters = {**equation.params, "fill_value": 0}
     with jax.ensure_compile_time_eval():
         chosen = np.asarray(equation.primitive.bind(numbered, jax.numpy.asarray(places), **parameters))
-    if not chosen.all():  # an index outside gives a filling
+    inside = chosen > 0
+    if not inside.all() and equation.params["mode"] != _MODES.FILL_OR_DROP:
         return reader.unknown(equation, values)
-    return [reader.moved(operand, shapes, lambda array: array.reshape(-1)[chosen - 1])]
+    result = reader.moved(operand, shapes, lambda array: array.reshape(-1)[np.where(inside, chosen - 1, 0)])
+    if inside.all():
+        return [result]
+    selector = np.zeros(shapes[1], np.uint8) if result.selector is None else result.selector
+    outside = np.where(inside, selector, np.uint8(len(result.pieces)))
+    return [_present(reader, (*result.pieces, _filling(equation)), outside)]
+
+
+_MODES = jax.lax.GatherScatterMode
+
+
+def _filling(equation: Any) -> Piece:
+    """The number that a gather in the mode of filling gives where an index is outside of its operand."""
+    dtype = equation.invars[0].aval.dtype
+    if not _number(dtype):
+        return Piece(UNKNOWN, equation=equation)
+    with jax.ensure_compile_time_eval():
+        nothing = jax.numpy.zeros(1, dtype)
+        number = nothing.at[jax.numpy.array([1])].get(mode="fill", fill_value=equation.params["fill_value"])
+    return Piece(CONSTANT, constant=np.asarray(number)[0])
 
 
 def _scatter(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, ...]) -> list[Value]:
