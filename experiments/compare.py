@@ -7,7 +7,7 @@ Sources x targets x strategies x label budgets x seeds in one run directory, eac
 same draw, with verdicts and their report. --source, --source_checkpoint and --target take several names, with
 commas. Run again, it goes on; what is there is not trained again.
 
-    python -m experiments.compare --design=runs/compared --fits=200
+    python -m experiments.compare --design=runs/compared --design_fits=200
 
 says of a run that has ended what its seeds and test items contribute to the error, how many seeds a verdict takes, and
 which study of so many fits decides most. Where --design is no such run, a pilot of the flags is trained there.
@@ -85,7 +85,7 @@ class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
         role="local",
         place="path",
     )
-    fits: int | None = flag(
+    design_fits: int | None = flag(
         None,
         "the compute of a design, in fits on the target with sources by their steps; default the pilot's",
         role="local",
@@ -95,7 +95,7 @@ class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
     tuned: str | None = flag(
         None,
         "run directory of a search: each strategy with what was best for it; further ones, with commas, of the same "
-        "search under another --tuning_seed show how far the choice of the recipe moves the differences",
+        "search under another tuning seed show how far the choice of the recipe moves the differences",
         place="path",
     )
 
@@ -128,7 +128,7 @@ def _run(
     if options.design and (Path(options.design) / "report.html").is_file():
         from experiments.pages import design as of_design  # draws nothing, but imports the tables
 
-        of_design.show_of_run(Path(options.design), options, typed or (), options.fits)
+        of_design.show_of_run(Path(options.design), options, typed or (), options.design_fits)
         return []
     settings = Settings.from_flags(**values)
     if options.design and options.confirm:
@@ -202,7 +202,7 @@ def _run(
             if options.design:
                 from experiments.pages import design as of_design
 
-                of_design.show(judged, judging, options.fits)
+                of_design.show(judged, judging, options.design_fits)
                 noted.leave(folder)
                 return results
             from experiments.pages import compare as page  # draws: matplotlib takes a second to import

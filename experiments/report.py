@@ -86,7 +86,9 @@ class ReportFlags:
     )
     until: str | None = flag(None, "decided: intervals hold at any number of seeds; default as the run was judged")
     verdict_on: str | None = flag(None, "what verdicts are on, target or retention; default the run's, else target")
-    ledger: str | None = flag(None, "a file that counts all looks, as in experiments.compare", place="path")
+    ledger: str | None = flag(
+        None, "a file that counts all looks, as in experiments.compare", place="path", role="free"
+    )
 
 
 class Runs(NamedTuple):

@@ -205,16 +205,16 @@ def test_a_pilot_is_trained_judges_nothing_and_is_read_again(tmp_path, capsys, m
         write_task(tmp_path / f"{name}.npz", seed, 4)
     flags = {"strategies": ("scratch", "full", "head_only"), "train_examples": (20, 60), "seeds": tuple(range(9))}
     line = ["compare", *command(tmp_path, tmp_path, **flags), "--nolonger_scratch"]
-    compare.main([*line, f"--design={tmp_path / 'pilot'}", "--fits=60"])
+    compare.main([*line, f"--design={tmp_path / 'pilot'}", "--design_fits=60"])
     first = capsys.readouterr().out
     assert "designs of at most 60 fits" in first and "--seeds=5-" in first  # the first five of nine seeds
     assert not (tmp_path / "pilot" / "report.html").exists() and not (tmp_path / "w").exists()
     assert not list(tmp_path.glob("cache/tljax/looks/*/*")), "a pilot is no look"
     compare.main(["compare", *line[1:], "--seeds=0-4", f"--workdir={tmp_path / 'pilot'}"])  # now it is judged
     capsys.readouterr()
-    compare.main(["compare", f"--design={tmp_path / 'pilot'}", "--fits=60"])
+    compare.main(["compare", f"--design={tmp_path / 'pilot'}", "--design_fits=60"])
     again = capsys.readouterr().out
     assert again.startswith("where the variance") and again in first  # which says besides how training went
     family = ["--primary_family=head_only"]
-    compare.main(["compare", f"--design={tmp_path / 'pilot'}", *family, "--fits=60"])
+    compare.main(["compare", f"--design={tmp_path / 'pilot'}", *family, "--design_fits=60"])
     assert "in a family of 1" in (text := capsys.readouterr().out) and "--strategies=scratch,head_only" in text

@@ -414,7 +414,8 @@ def may_differ() -> frozenset[str]:
 def _roles(form: str, classes: Mapping[str, ast.ClassDef]) -> dict[str, Role]:
     """{flag: its role} of a class and its bases, by the text of their declarations."""
     node = classes[form]
-    bases = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
+    names = [base.attr if isinstance(base, ast.Attribute) else ast.unparse(base) for base in node.bases]
+    bases = [name for name in names if name in classes]
     roles = {name: role for base in bases for name, role in _roles(base, classes).items()}
     declared: dict[str, Role] = {}
     twin = ""
