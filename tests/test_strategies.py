@@ -76,6 +76,7 @@ TRAINED = {
     "lora": HEAD | {f"hidden_{i}/lora_{factor}" for i in (0, 1) for factor in "ab"},
     "dora": HEAD | {f"hidden_{i}/{leaf}" for i in (0, 1) for leaf in ("lora_a", "lora_b", "dora_magnitude")},
     "pissa": HEAD | {f"hidden_{i}/pissa_{factor}" for i in (0, 1) for factor in "ab"},
+    "ssf": HEAD | {f"hidden_{i}/ssf_{leaf}" for i in (0, 1) for leaf in ("scale", "shift")},
 }
 """What trains, by whole leaves."""
 
@@ -113,7 +114,7 @@ def start(name):
         params = adapt(params, jax.random.key(2))
     known = leaves(FRESH)
     fresh = paths.each(
-        lambda path, leaf: known.get(path, any(word in path for word in ("lora_", "dora_", "pissa_"))), params
+        lambda path, leaf: known.get(path, any(word in path for word in ("lora_", "dora_", "pissa_", "ssf_"))), params
     )
     return params, CONTEXT._replace(fresh=fresh)
 
@@ -338,6 +339,7 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("dora:rank=0", "dora:rank=0: it is at least 1"),
         ("dora:scale=0", "above 0 and finite"),
         ("pissa:rank=0", "pissa:rank=0: it is at least 1"),
+        ("ssf:sigma=-1", "at least 0 and finite"),
         ("wise_ft:alpha=2", "from 0 to 1"),
         ("wise_ft:curve=1", "at least 2"),
         ("wise_ft:probe=1", "from 0 and below 1"),
