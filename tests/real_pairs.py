@@ -40,8 +40,8 @@ class Fits(NamedTuple):
 
 
 def _logits(params: Sequence[jax.Array], images: jax.Array) -> jax.Array:
-    hidden = jax.nn.relu(images @ params[0] + params[1])
-    return hidden @ params[2] + params[3]
+    hidden = jax.nn.relu(images @ params[0] + params[1][None])
+    return hidden @ params[2] + params[3][None]
 
 
 def _drawn(key: jax.Array, pixels: int, classes: int) -> tuple[jax.Array, ...]:

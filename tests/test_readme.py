@@ -186,7 +186,11 @@ def test_a_network_of_imagenet_names_the_cat_and_the_coffee(tmp_path, monkeypatc
 
 
 FEWER = {
-    "experiments.compare": ("--strategies=scratch,full", "--train_examples=1/class,100/class"),
+    "experiments.compare": (
+        "--strategies=scratch,full",
+        "--primary_family=full",
+        "--train_examples=1/class,100/class",
+    ),
     "experiments.zoo": ("--zoo=mnist:take=1000,mnist:labels=0-4,fashion_mnist",),
     "experiments.rank": ("--target=fashion_mnist:take=1000", "--train_examples=10/class", "--scores=knn"),
 }

@@ -1362,7 +1362,7 @@ def _with_elements(is_elementwise: IsElementwise, mask: Mask, trained: Params) -
     arrays = [
         (i, np.broadcast_to(m, jnp.shape(leaf)), leaf)
         for i, (m, leaf) in enumerate(rows)
-        if leaf is not None and jnp.size(leaf) and _selects_elements(m, leaf)
+        if leaf is not None and math.prod(np.shape(leaf)) and _selects_elements(m, leaf)
     ]
     counts = [np.count_nonzero(array) for _, array, _ in arrays]
     if not any(counts):

@@ -36,7 +36,7 @@ CLASSES = (
 )
 COSTS = (
     "The strategy at its end less scratch when that had cost as much, in {unit}: FLOPs, and seconds, of fits on the "
-    "target, along scratch's learning curve, of which nothing is known before its first point (--points). Intervals "
+    "target, along scratch's learning curve, of which nothing is known before it was first evaluated. Intervals "
     "are of {level} % each, over seeds on these test examples. A > says that scratch ended before it had cost as much: "
     "its end stands there. Seconds are those of a fit in its group."
 )
@@ -75,15 +75,14 @@ def sections(study: Study, classes: Mapping[str, Sequence[str]], notes: str) -> 
         *_by_metric(BUDGETS, known.budgets, words, notes, _budgets),
         *_by_metric(PAIRS, known.pairs, words, notes, _pairs),
         *_classes(known.classes, classes, metric_of, words, notes),
-        *_blocks(COSTS, _costs(known.costs, metric_of), words, notes),
+        *_costs(known.costs, metric_of, words, notes),
         *_blocks(MILESTONES, _milestones(known.milestones, metric_of), {**words, "level": "95"}, notes),
     ]
     return [Section("Beside the verdicts", "beside", tabled)]
 
 
 def _blocks(caption: str, shown: Table, words: Mapping[str, str], notes: str) -> list[Block]:
-    text = caption.format(**{"unit": "points", **words})
-    return [Block(text + EXPLORATORY + notes, shown, heading=shown.label)] if shown.rows else []
+    return [Block(caption.format(**words) + EXPLORATORY + notes, shown, heading=shown.label)] if shown.rows else []
 
 
 def _by_metric(
@@ -175,10 +174,21 @@ def _classes(
     return blocks
 
 
-def _costs(costs: Sequence[asides.EqualCost], metric_of: Mapping[str, Metric]) -> Table:
+def _costs(
+    costs: Sequence[asides.EqualCost], metric_of: Mapping[str, Metric], words: Mapping[str, str], notes: str
+) -> list[Block]:
+    """A table of the costs of each metric."""
+    blocks = []
+    for metric in dict.fromkeys(metric_of[cost.target] for cost in costs):
+        members = [cost for cost in costs if metric_of[cost.target] == metric]
+        blocks += _blocks(COSTS, _costs_of(metric, members), {**words, "unit": _unit(metric)}, notes)
+    return blocks
+
+
+def _costs_of(metric: Metric, costs: Sequence[asides.EqualCost]) -> Table:
     rows = []
     for cost in costs:
-        metric, marks = metric_of[cost.target], [">" if longer else "" for longer in cost.longer]
+        marks = [">" if longer else "" for longer in cost.longer]
         cells = [
             Cell(cost.strategy),
             Cell(tables.count(cost.budget)),
