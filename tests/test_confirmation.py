@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -98,7 +99,13 @@ def registered(folder, says=SAYS, **claim):
         ({"claim": {**SAYS["claim"], "sauce": "a"}}, "claim.sauce is unknown"),
         ({"refuted_by": []}, "refuted_by: give one or more"),
         ({"refuted_by": ["positive"]}, "refuted_by: give one or more of negative"),
+        ({"refuted_by": ["beyond"]}, "refuted_by: give one or more of negative, equivalent, within"),
+        (
+            {"claim": {**SAYS["claim"], "verdict": "equivalent"}, "refuted_by": ["within"]},
+            "refuted_by: give one or more of positive, negative, beyond",
+        ),
         ({"design": {"seeds": "1-2"}}, "design has no train_examples"),
+        ({"design": {**SAYS["design"], "flagfile": "a.flags"}}, "design.flagfile: a flagfile may change later"),
         ({"design": {"seeds": "1-2", "train_examples": "all", "steps": "many"}}, "design: .*many"),
         ({"smallest_effect": "0.5"}, "smallest_effect is .*not a number"),
         ({"more": 1}, "more is unknown"),
@@ -116,6 +123,50 @@ def test_a_registration_that_cannot_be_read_is_refused(tmp_path):
     for name, words in (("none.json", "cannot be read"), ("a.json", "is no JSON"), ("b.json", "UTF-16")):
         with pytest.raises(InputError, match=words):
             confirmation.read_registration(tmp_path / name, compare.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"level": 0.9}, "--level=0.9: is not registered"),
+        ({"family": "all"}, "--family=all: is not registered"),
+        ({"verdict_of": "best"}, "--verdict_of=best: is not registered"),
+    ],
+)
+def test_what_decides_on_the_same_fits_is_registered_or_left_alone(tmp_path, flags, words):
+    """A run that was killed before its page has shown its fits: their words are not to be chosen then."""
+    experiments = [
+        SimpleNamespace(
+            settings=SimpleNamespace(train_examples=("all",)),
+            strategies=[SimpleNamespace(label=name) for name in ("scratch", "full")],
+            target=SimpleNamespace(name="clothes"),
+            source=None,
+        )
+    ]
+    plain = {"seeds": tuple(range(4, 10)), "train_examples": ("all",), "margin": 0.5}
+
+    def require(says, **more):
+        options = compare.CompareFlags(**{**plain, **{name: each for name, each in more.items() if name in KNOWN}})
+        confirmation.require_registered(registered(tmp_path, says), more, options, options, experiments)
+
+    require(SAYS)
+    with pytest.raises(InputError, match=words):
+        require(SAYS, **flags)
+    require({**SAYS, "design": {**SAYS["design"], **flags}}, **flags)
+
+
+KNOWN = vars(compare.CompareFlags())
+
+
+def test_a_registration_that_went_on_with_another_base_is_refused(tmp_path):
+    registration = registered(tmp_path)
+    tried = confirmation._Planned(("full (1)",), (4, 5), "fits", ("key",), "half", ("scratch (2)",))
+    with ledger.opened(tmp_path / "l") as book:
+        assert confirmation._register(book, "set", registration, tried, "clothes") == 1
+        assert confirmation._register(book, "set", registration, tried, "clothes") == 1
+        with pytest.raises(InputError, match="tested before, of other fits"):
+            confirmation._register(book, "set", registration, tried._replace(bases=("scratch (3)",)), "clothes")
+        assert len(book.of_kind("registration")) == 1
 
 
 @pytest.mark.parametrize("verdict", confirmation.CLAIMS)
