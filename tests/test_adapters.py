@@ -30,7 +30,7 @@ def started(model, shape=(28, 28, 1), strategy="dora:rank=2", moved=True):
     rng = np.random.default_rng(4)
 
     def move(path, leaf):
-        added = path.split("/")[-1].startswith(("lora_", "dora_", "pissa_"))
+        added = path.split("/")[-1].startswith(("lora_", "dora_", "pissa_", "ssf_"))
         change = 0.3 * rng.normal(size=leaf.shape) if added and moved else 0
         return (np.asarray(leaf) + change).astype(np.float32)
 

@@ -194,3 +194,49 @@ def test_a_gradient_that_may_be_that_of_a_frozen_leaf_is_decided_by_the_loss_alo
     assert finding.verdict == "not decided"
     (finding,) = audit.step(step, params, jnp.arange(3.0), mask, loss=affine_loss).of("unseen")
     assert finding.verdict == ("refuted" if leaks else "proved")
+
+
+@pytest.mark.parametrize("leaks", [True, False])
+def test_of_leaves_in_one_vector_a_leak_is_refuted_where_a_run_shows_it_alone(leaks):
+    """What `optax.flatten` keeps of all leaves in one array of its state does not tell whose it is."""
+    inner = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)) if leaks else optax.adam(0.1)
+    zero = optax.masked(optax.set_to_zero(), {"a": False, "b": True, "c": True})
+    params = {name: jnp.ones(3) for name in "abc"}
+    report = audit.optimizer(optax.chain(optax.flatten(inner), zero), params, {"a": True, "b": False, "c": False})
+    assert [f.verdict for f in report.of("unseen")] == ["refuted" if leaks else "not decided"] * 2
+    assert leaks or "through the state: no run shows that it does" in report.of("unseen")[0].detail
+
+
+ROWS = np.array([[True], [False], [True]]) & np.ones((3, 3), bool)
+"""The rows of a leaf that train."""
+
+
+def unit_norms(leaf, axis):
+    return leaf / jnp.sqrt(jnp.square(leaf).sum(axis, keepdims=True))
+
+
+PARTLY = {
+    "the norm of a row": (lambda g: unit_norms(g, 1), False, "'reduce_sum'"),
+    "the norm of a column": (lambda g: unit_norms(g, 0), True, "added to it makes"),
+    "a row that is finite": (lambda g: jnp.where(jnp.isfinite(g).all(1, keepdims=True), g, 0.0), False, "'reduce_and'"),
+    "a column that is finite": (lambda g: jnp.where(jnp.isfinite(g).all(0), g, 0.0), True, "whether its gradient is f"),
+    "sorted and put back": (lambda g: jnp.sort(g, 1), False, "'sort'"),
+    "sorted columns": (lambda g: jnp.sort(g, 0), True, "by 'sort'"),
+}
+
+
+@pytest.mark.parametrize("name", PARTLY)
+def test_elements_of_a_leaf_that_cannot_be_told_apart_are_not_decided_but_where_numbers_show_a_leak(name, numbers):
+    change, leaks, named = PARTLY[name]
+    params, batch = {name: numbers[name] for name in MASK}, numbers["batch"]
+
+    def step(params, batch):
+        gradient = change(jax.grad(loss)(params, batch)["trunk"])
+        return {**params, "trunk": params["trunk"] - 0.1 * jnp.where(ROWS, gradient, 0.0)}
+
+    findings = audit.step(step, params, batch, {**MASK, "head": False, "trunk": ROWS}).of("unseen")
+    (finding,) = [finding for finding in findings if finding.path == "trunk"]
+    gradient = jax.grad(loss)(params, batch)["trunk"]
+    others = [change(jnp.where(ROWS, gradient, number)) for number in (0.0, 1e6, np.inf)]
+    assert leaks != all(np.array_equal(change(gradient)[ROWS], other[ROWS]) for other in others)
+    assert finding.verdict == ("refuted" if leaks else "not decided") and named in finding.detail

@@ -3,6 +3,8 @@
 import ast
 import functools
 import inspect
+import re
+from pathlib import Path
 
 import equinox as eqx
 import flax
@@ -76,6 +78,7 @@ TRAINED = {
     "lora": HEAD | {f"hidden_{i}/lora_{factor}" for i in (0, 1) for factor in "ab"},
     "dora": HEAD | {f"hidden_{i}/{leaf}" for i in (0, 1) for leaf in ("lora_a", "lora_b", "dora_magnitude")},
     "pissa": HEAD | {f"hidden_{i}/pissa_{factor}" for i in (0, 1) for factor in "ab"},
+    "ssf": HEAD | {f"hidden_{i}/ssf_{leaf}" for i in (0, 1) for leaf in ("scale", "shift")},
 }
 """What trains, by whole leaves."""
 
@@ -113,7 +116,7 @@ def start(name):
         params = adapt(params, jax.random.key(2))
     known = leaves(FRESH)
     fresh = paths.each(
-        lambda path, leaf: known.get(path, any(word in path for word in ("lora_", "dora_", "pissa_"))), params
+        lambda path, leaf: known.get(path, any(word in path for word in ("lora_", "dora_", "pissa_", "ssf_"))), params
     )
     return params, CONTEXT._replace(fresh=fresh)
 
@@ -338,6 +341,7 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
         ("dora:rank=0", "dora:rank=0: it is at least 1"),
         ("dora:scale=0", "above 0 and finite"),
         ("pissa:rank=0", "pissa:rank=0: it is at least 1"),
+        ("ssf:sigma=-1", "at least 0 and finite"),
         ("wise_ft:alpha=2", "from 0 to 1"),
         ("wise_ft:curve=1", "at least 2"),
         ("wise_ft:probe=1", "from 0 and below 1"),
@@ -759,3 +763,22 @@ def test_lora_leaves_heads_and_integers():
     assert set(leaves(adapted)) - set(leaves(params)) == {"dense/lora_a", "dense/lora_b"}
     with pytest.raises(InputError, match="at least 1"):
         lora.adapt(params, jax.random.key(0), rank=0)
+
+
+def test_the_page_says_of_every_strategy_which_rates_to_try_and_where_they_are_from():
+    """The ends of a range are in the flag files that its row names; else it names code or a paper, or has no number."""
+    root, number = Path(__file__).parent.parent, r"(?<![\w=.])\d+(?:\.\d+)?(?:e-\d+)?(?![\w.]*\.\d)"
+    page = (root / "tljax/strategies/README.md").read_text(encoding="utf-8")
+    section = page.partition("## Which rates to try")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \| (.*?) \|$", section, re.M)
+    named = [name for names, _, _ in rows for name in re.findall(r"`(\w+)`", names)]
+    assert len(named) == len(set(named)) and set(named) == set(NAMES)
+    for names, rates, source in rows:
+        files = re.findall(r"`(experiments/flags/\w+\.flags)`", source)
+        elsewhere = re.search(r"github\.com/|arXiv:\d", source)
+        assert "none found" in rates or files or elsewhere, names
+        ends = set(map(float, re.findall(number, re.sub("best [^,;]*", "", rates))))
+        assert ends or "none found" in rates or "without a number" in source, names
+        if not elsewhere:
+            texts = [(root / file).read_text(encoding="utf-8") for file in files]
+            assert ends <= {float(found) for found in re.findall(number, " ".join(texts))}, names

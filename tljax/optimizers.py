@@ -97,8 +97,9 @@ def decays(rule: str, params: Params) -> Mask:
     """The tree of bools that says which leaves weight decay touches under a rule; None stays None.
 
     - 'all': every leaf.
-    - 'kernels': leaves of two or more axes, but for biases and the scales of norms (which have more than one axis
-      where layers are stacked, or heads have a bias each), position embeddings, class tokens and their like, by name.
+    - 'kernels': leaves of two or more axes, but for biases, the scales of norms and what SSF adds (which have more
+      than one axis where layers are stacked, or heads have a bias each), position embeddings, class tokens and their
+      like, by name.
     - anything else: the leaves that a glob of `paths.glob` matches, of several with commas between them.
 
     >>> params = {"dense": {"kernel": np.ones((2, 2)), "bias": np.ones(2)}, "pos_embedding": np.ones((1, 4, 2))}
@@ -162,7 +163,7 @@ def _is_kernel(path: str) -> bool:
     return name not in _NOT_KERNELS and not of_norm and not any(map(_EMBEDDED.search, (*containers, name)))
 
 
-_NOT_KERNELS = ("bias", "scale", "beta", "gamma", "offset")
+_NOT_KERNELS = ("bias", "scale", "beta", "gamma", "offset", "ssf_scale", "ssf_shift")
 _EMBEDDED = re.compile(
     r"(^|_)(abs_|rel_)?(pos|positions?|positional)(_|$|emb|enc)|^wpe$"
     r"|^cls$|(^|_)(cls|class|dist|distillation|reg|registers?|mask)_?tokens?$"

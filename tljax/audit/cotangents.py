@@ -23,7 +23,7 @@ import functools
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -636,13 +636,17 @@ def by_value(
     doubtful = [place for place, label in labels.items() if not label.assigned]
     values: dict[Read, Any] = {}
 
-    def run(inputs: Sequence[Any]) -> dict[Read, Any]:
-        found: dict[Read, Any] = {}
-        _run(program.jaxpr, program.consts, inputs, (), frozenset(doubtful), found)
-        return found
+    def values_read(inputs: Sequence[Any]) -> dict[Read, Any]:
+        read: dict[Read, Any] = {}
+
+        def noted(place: Read) -> Callable[[Any], Any]:
+            return lambda value: read.setdefault(place, value)
+
+        run(program, inputs, {place: noted(place) for place in doubtful})
+        return read
 
     if doubtful:
-        values = jax.jit(run)(list(inputs))
+        values = jax.jit(values_read)(list(inputs))
     result = dict(labels)
     for place, value in values.items():
         alike = [path for path in labels[place].leaves if _is_multiple(value, gradients[path])]
@@ -651,30 +655,35 @@ def by_value(
     return result
 
 
+def run(program: Any, inputs: Sequence[Any], at: Mapping[Read, Callable[[Any], Any]]) -> list[Any]:
+    """What a closed jaxpr gives on numbers, if it reads at each place of `at` what the function makes of the value.
+
+    Places within a loop or a choice are passed by.
+
+    >>> program = jax.make_jaxpr(lambda a: (a * 2, a * 3))(1.0)
+    >>> [float(number) for number in run(program, [1.0], {(1, 0): lambda a: a + 1})]
+    [2.0, 6.0]
+    """
+    return _run(program.jaxpr, program.consts, inputs, (), at)
+
+
 def _run(
-    jaxpr: Any,
-    consts: Sequence[Any],
-    inputs: Sequence[Any],
-    path: Read,
-    wanted: frozenset[Read],
-    found: dict[Read, Any],
+    jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any], path: Read, at: Mapping[Read, Callable[[Any], Any]]
 ) -> list[Any]:
-    """Run a program on numbers; `found` gets those that it reads at the places `wanted`."""
+    """What a program at a path of equations gives, as `run` says."""
     known = dict(zip(jaxpr.invars, inputs, strict=True)) | dict(zip(jaxpr.constvars, consts, strict=True))
 
     def read(atoms: Sequence[Any], number: int) -> list[Any]:
         values = [atom.val if isinstance(atom, core.Literal) else known[atom] for atom in atoms]
-        found.update(
-            ((*path, number, index), value) for index, value in enumerate(values) if (*path, number, index) in wanted
-        )
-        return values
+        places = [(*path, number, index) for index in range(len(values))]
+        return [at[place](value) if place in at else value for place, value in zip(places, values, strict=True)]
 
     for number, equation in enumerate(jaxpr.eqns):
         operands, inner = read(equation.invars, number), inner_programs(equation)
         name = equation.primitive.name
         if name in CALLS - _ON_DEVICES and inner and len(inner[0].invars) == len(operands):
             closed = next((p for p in equation.params.values() if getattr(p, "jaxpr", None) is inner[0]), None)
-            results = _run(inner[0], getattr(closed, "consts", ()), operands, (*path, number, 0), wanted, found)
+            results = _run(inner[0], getattr(closed, "consts", ()), operands, (*path, number, 0), at)
         else:
             bound = equation.primitive.bind(*operands, **equation.params)
             results = bound if equation.primitive.multiple_results else [bound]

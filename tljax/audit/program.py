@@ -347,8 +347,8 @@ class _Reader:
             if equation.primitive.name in self.cut:
                 values = [_unwatched(value, self.watched) for value in values]
             results = self.equation(equation, values, (*path, number))
-            for result in results if self.watched else ():
-                self.meet(equation, [value.depends for value in values], result.depends)
+            for piece in (piece for result in results for piece in result.pieces) if self.watched else ():
+                self.meet(equation, [each.depends for value in values for each in value.pieces], piece.depends)
             known.update(zip(equation.outvars, results, strict=True))
         return values_of(jaxpr.outvars, -1)
 
@@ -388,7 +388,7 @@ class _Reader:
         pieces = [piece for value in values for piece in value.pieces]
         piece = _unlike(pieces, extra)._replace(equation=equation)
         result = Value((self.numbered(piece, equation),))
-        self.meet(equation, [value.depends for value in values], result.depends)
+        self.meet(equation, [piece.depends for piece in pieces], result.depends)
         return [result] * len(equation.outvars)
 
     def numbered(self, piece: Piece, equation: Any) -> Piece:

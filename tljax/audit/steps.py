@@ -173,6 +173,9 @@ class _Audit:
         self.notes = list(traced.notes)
         self.roles: dict[tuple[int, ...], cotangents.Cotangent] = {}
         self.without_finite: program.Reading | None = None
+        self.shown_leaks: dict[int, leaks.Disturbed] | None = None
+        self.no_leak = ""
+        """Why no run shows a leak."""
         self.computed_from: dict[tuple[int, ...], frozenset[int]] = {}
         self.begun: dict[int, Any] = {}
         """The leaves of the state that are no parameters, as far as it is known how they begin."""
@@ -658,9 +661,57 @@ class _Audit:
         what = "its gradient"
         if not any(output.depends & bit for output in self.without_finite.outputs):
             what = "whether its gradient is finite"
-        by = f", by {leaks.operation(mixed)}" if mixed is not None else ""
-        detail = f"'{other.path}' depends on {what}{by}"
+        by = f", by {leaks.operation(mixed)}" if mixed is not None else ", through the state"
+        run = ""
+        if leaf.partly or mixed is None or leaks.is_movement(mixed):  # elements may have been told apart no longer
+            shown = self._shown_leaks().get(leaf.number)
+            if shown is None:
+                detail = f"'{other.path}' may depend on {what}{by}: {self.no_leak}"
+                return Finding(leaf.path, "unseen", "not decided", detail, source=program.line_of(mixed))
+            other, run = self.by_place[shown.place], f": {shown}"
+            what = "its gradient" if math.isfinite(shown.disturbance) else "whether its gradient is finite"
+        detail = f"'{other.path}' depends on {what}{by}{run}"
         return Finding(leaf.path, "unseen", "refuted", detail, source=program.line_of(mixed))
+
+    def _shown_leaks(self) -> dict[int, leaks.Disturbed]:
+        """For the numbers of frozen leaves, what shows that a trained leaf depends on their gradient."""
+        if self.shown_leaks is not None:
+            return self.shown_leaks
+        self.shown_leaks, self.no_leak = {}, "no run shows that it does"
+        if not numbers.fits(self.traced.closed):
+            self.no_leak = "the step is not run, since it is too large"
+            return {}
+        followed = 0
+        for bits in self.followed.values():
+            followed |= bits
+        suspects = [leaf.number for leaf in self.leaves if self.gradient[leaf.number][1] & followed]
+        trains = {leaf.place: leaf.trains for leaf in self.leaves if leaf.trains is not False}
+        frozen = {leaf.place: leaf.frozen for leaf in self.leaves if _any(leaf.frozen)}
+        try:
+            run, inputs = self._disturbed_step()
+            rows = dict(zip(suspects, np.eye(len(self.leaves), dtype=np.float32)[suspects], strict=True))
+            self.shown_leaks = leaks.shown(run, inputs, rows, self.size, trains, frozen)
+        except Exception as error:  # a step that can be traced need not run: on these devices, on drawn numbers
+            self.no_leak = f"the step does not run on these numbers: {plugins.describe(error)[:200]}"
+        return self.shown_leaks
+
+    def _disturbed_step(self) -> tuple[Callable[..., list[Any]], list[Any]]:
+        """The step in which a number can be added to each frozen gradient, and numbers to begin with."""
+        whole = {self.gradient[leaf.number][1]: leaf.number for leaf in self.leaves if leaf.trains is False}
+        part = {self.gradient[leaf.number][1]: leaf.number for leaf in self.leaves if leaf.partly}
+        places: dict[Any, tuple[list[int], Any]] = {}
+        for place, label in self.labels.items():
+            shared = [bit for bit in whole if label.depends & bit]
+            if label.there in part:
+                places[place] = [part[label.there]], label.where
+            elif shared and label.depends == sum(shared):
+                places[place] = [whole[bit] for bit in shared], True
+        given: dict[Any, tuple[list[int], Any]] = {}
+        if self.init is not None:
+            given = {self.size + leaf.number: ([leaf.number], leaf.frozen) for leaf in self.leaves if _any(leaf.frozen)}
+        inputs = numbers.sample(self.traced.leaves, self.traced.positions, self.size, everything=True)
+        self._begin(inputs)
+        return leaks.disturbed_step(self.traced.closed, places, given), inputs
 
     def _gradients(self) -> int:
         """The labels of all gradients."""
@@ -730,12 +781,15 @@ class _Audit:
         inputs = numbers.sample(self.traced.leaves, self.traced.positions, self.size, everything=False)
         for place in self.by_place:
             inputs[place] = jnp.full(self.avals[place].shape, value, self.avals[place].dtype)
-        if self.init is not None:
-            begun = iter(self._begun([inputs[place] for place in self.traced.positions]))
-            inputs[: self.size] = [
-                inputs[place] if place in self.by_place else next(begun) for place in range(self.size)
-            ]
+        self._begin(inputs)
         return inputs
+
+    def _begin(self, inputs: list[Any]) -> None:
+        """Put the state of an optimizer that is audited by itself into inputs, as it begins with their parameters."""
+        if self.init is None:
+            return
+        begun = iter(self._begun([inputs[place] for place in self.traced.positions]))
+        inputs[: self.size] = [inputs[place] if place in self.by_place else next(begun) for place in range(self.size)]
 
     def kept(self) -> list[int]:
         """The places of the leaves of the state that every step gives back as they are."""

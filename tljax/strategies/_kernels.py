@@ -23,29 +23,37 @@ def to_adapt(
 
     `added` are the names of the leaves that an adapter adds. Raises InputError for a glob that matches nothing.
     """
-    patterns = on.split("+")
-    if on != ALL:
-        paths.require_globs(params, patterns)
-    tests = [paths.glob(form) for pattern in patterns for form in paths.forms(pattern)]
     shapes = _shapes(params)
-    staged = paths.inside(context.stages[-1:])
-
-    def in_head(path: str) -> bool:
-        return staged(path) if context.stages else "head" in path.split("/")
-
-    def wanted(path: str) -> bool:
-        return on == ALL or any(test(path) for test in tests)
-
     below = {
         path: shape
-        for path, shape in shapes.items()
-        if len(shape) > 1 and not in_head(path) and path.split("/")[-1] not in (*added, "bias") and wanted(path)
+        for path, shape in chosen(params, context, on, ALL).items()
+        if len(shape) > 1 and path.split("/")[-1] not in (*added, "bias")
     }
     counts = {path: inputs(path, shape, shapes, context.contracted) for path, shape in below.items()}
     return (
         {path: count for path, count in counts.items() if count},
         {path: shape for path, shape in below.items() if not counts[path]},
     )
+
+
+def chosen(params: Params, context: Context, on: str, every: str) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of the leaves below the head that can train and that `on` matches; all of them if it is `every`.
+
+    Raises InputError for a glob that matches nothing.
+    """
+    patterns = on.split("+")
+    if on != every:
+        paths.require_globs(params, patterns)
+    tests = [paths.glob(form) for pattern in patterns for form in paths.forms(pattern)]
+    staged = paths.inside(context.stages[-1:])
+
+    def in_head(path: str) -> bool:
+        return staged(path) if context.stages else "head" in path.split("/")
+
+    def wanted(path: str) -> bool:
+        return on == every or any(test(path) for test in tests)
+
+    return {path: shape for path, shape in _shapes(params).items() if not in_head(path) and wanted(path)}
 
 
 def of_tree(params: Params, contracted: Mapping[str, int]) -> dict[str, int]:
