@@ -96,6 +96,10 @@ class Seen(NamedTuple):
     """The parameters at the phase's beginning, if `returns` says that what is dropped returns to them."""
 
 
+NEVER = 2**31 - 1
+"""Since which step a group is off for good that may be on again."""
+
+
 @dataclass(frozen=True, eq=False)
 class MaskSchedule:
     """A mask with memory, chosen anew inside the compiled step: what a phase may have in a mask's place.
@@ -130,6 +134,10 @@ class MaskSchedule:
     no more of them are on at once. 0: each leaf of the scope has its own."""
     returns: bool = False
     """Whether what is switched off returns to the bytes with which its phase began."""
+    off_since: Callable[[Any], Any] | None = None
+    """memory -> int32 [largest number of a group + 1]: since which step each group is off for good, `NEVER` of one that
+    may be on again. Where fits run one after another, the features of leading stages that are off for good are then
+    computed once, and from there on `choose` sees zeros as their gradients. None: of no group is it known."""
 
     @functools.cached_property
     def identity(self) -> Hashable:
@@ -149,7 +157,7 @@ class MaskSchedule:
             )
             return structure, tuple((type(m).__name__, m) for m in rows)
 
-        functions = function(self.init), function(self.choose)
+        functions = function(self.init), function(self.choose), function(self.off_since)
         rest = (self.when, self.every, frozenset(self.sees), self.off, self.slots, self.returns)
         return functions, tree(self.scope), tree(self.groups), rest
 

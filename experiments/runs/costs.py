@@ -68,7 +68,7 @@ def of_moves(experiment: Experiment, start: Start) -> list[str]:
     """How the mask of each phase moves, a line for each phase; [] where none does."""
     if not any(rule.schedule for rule in start.rules):
         return []
-    _, prepared = _prepared(experiment, start)
+    outlined, prepared = _prepared(experiment, start)
     lines: list[str] = []
     history: tuple[Mask, ...] = ()
     for (_, mask), rule in zip(prepared.trial.phases, start.rules, strict=True):
@@ -83,9 +83,16 @@ def of_moves(experiment: Experiment, start: Start) -> list[str]:
         what = f"of {groups} groups" if groups > 1 else "by element"
         steps = "in each step" if schedule.every == 1 else f"every {schedule.every} steps"
         computed = "not computed, unless fits are side by side" if alone else "computed too"
+        prefix = ""
+        if schedule.off_since is not None:
+            how_many = len(outlined.execution.devices)
+            reason = "fits are over several devices" if how_many > 1 else train.obstacle(spec, outlined.execution.cache)
+            how = f"computed in every step, since {reason}" if reason else "computed once, from the next point on"
+            where = "" if reason else "; where fits are side by side, in every step"
+            prefix = f"; features of stages that are off for good, from the input up, are {how}{where}"
         lines.append(
             f"the mask moves: what trains is chosen {what}, {steps}, {schedule.when} the gradient; moments of what is "
-            f"off {_OFF[schedule.off]}; gradients of what is off are {computed}"
+            f"off {_OFF[schedule.off]}; gradients of what is off are {computed}{prefix}"
         )
     return lines
 

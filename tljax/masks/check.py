@@ -113,6 +113,8 @@ def lint_schedule(params: Params, schedule: MaskSchedule, fresh: Mask | None = N
     for name in ("init", "choose"):
         if not callable(getattr(schedule, name)):
             raise InputError(f"the schedule's {name} is {plugins.shown(getattr(schedule, name))}: give a function")
+    if schedule.off_since is not None and not callable(schedule.off_since):
+        raise InputError(f"the schedule's off_since is {plugins.shown(schedule.off_since)}: give a function, or None")
     for name, words in _WORDS.items():
         if (word := getattr(schedule, name)) not in words:
             raise InputError(f"the schedule's {name} is {plugins.shown(word)}: give one of {', '.join(words)}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from tljax.strategies import _layers
 from tljax.strategies import _moving as moving
-from tljax.types import Context, InputError, MaskSchedule, Params, Seen
+from tljax.types import NEVER, Context, InputError, MaskSchedule, Params, Seen
 
 
 class Memory(NamedTuple):
@@ -25,6 +25,8 @@ class Memory(NamedTuple):
     """float32 [blocks]: of their sums in the last interval."""
     frozen: jax.Array
     """int32: how many blocks are frozen, from the input up."""
+    since: jax.Array
+    """int32 [blocks]: the first step in which each was off, `NEVER` of those still on."""
 
 
 def strategy(params: Params, context: Context, *, every: int = 50, percentile: float = 50) -> MaskSchedule:
@@ -48,12 +50,15 @@ def strategy(params: Params, context: Context, *, every: int = 50, percentile: f
         sees=frozenset({"gradients"}),
         off="dropped",
         groups=groups,
+        off_since=off_since,
     )
 
 
 def nothing_seen(params: Params, key: Any, *, blocks: int) -> Memory:
     """The memory before the first step."""
-    return Memory(jax.tree.map(jnp.zeros_like, params), jnp.zeros(blocks), jnp.zeros((), jnp.int32))
+    return Memory(
+        jax.tree.map(jnp.zeros_like, params), jnp.zeros(blocks), jnp.zeros((), jnp.int32), jnp.full(blocks, NEVER)
+    )
 
 
 def settled(memory: Memory, seen: Seen, *, every: int, percentile: float) -> tuple[Params, Memory]:
@@ -69,6 +74,15 @@ def settled(memory: Memory, seen: Seen, *, every: int, percentile: float) -> tup
     is_settled = ~active | (changes < least)
     frozen = jnp.sum(jnp.cumprod(is_settled), dtype=jnp.int32)
     frozen = jnp.where(begins & (seen.step > every), frozen, memory.frozen)
-    sums = jax.tree.map(lambda total, g: jnp.where(begins, g, total + g), memory.sums, seen.gradients)
     on = jnp.concatenate([jnp.ones(1, bool), jnp.arange(count) >= frozen])
-    return moving.of_groups(seen.groups, on), Memory(sums, jnp.where(begins, norms, memory.norms), frozen)
+    mask = moving.of_groups(seen.groups, on)
+    # Of what is frozen no gradient counts, whether or not it is formed.
+    gradients = jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, seen.gradients)
+    sums = jax.tree.map(lambda total, g: jnp.where(begins, g, total + g), memory.sums, gradients)
+    since = jnp.where(on[1:], NEVER, jnp.minimum(memory.since, seen.step))
+    return mask, Memory(sums, jnp.where(begins, norms, memory.norms), frozen, since)
+
+
+def off_since(memory: Memory) -> jax.Array:
+    """Since when each group is frozen for good: int32 [groups], where the first is never so."""
+    return jnp.concatenate([jnp.full(1, NEVER), memory.since])

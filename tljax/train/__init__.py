@@ -2,7 +2,8 @@
 
 A group is fits that share everything that decides compilation, but for what their masks add to it. `step` is one step
 of one fit, `vectorize` maps it over fits and devices, `loop` goes from segment to segment, `features` skips what is
-frozen below, `cost` asks what was compiled for FLOPs and memory.
+frozen below, `settled` finds what a schedule has frozen there for good, `cost` asks what was compiled for FLOPs and
+memory.
 """
 
 from tljax.train.cost import Cost
@@ -10,6 +11,7 @@ from tljax.train.data import Data, Reader, Rows, Stream, load
 from tljax.train.features import FeatureCache
 from tljax.train.loop import Execution, State, abstract, cost_of, fit, held, select
 from tljax.train.profile import Profile
+from tljax.train.settled import obstacle
 from tljax.train.step import (
     Fit,
     Log,
@@ -47,6 +49,7 @@ __all__ = [
     "group_key",
     "held",
     "load",
+    "obstacle",
     "refuse_microbatch",
     "select",
     "specialize",

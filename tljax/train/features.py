@@ -97,7 +97,7 @@ def skip_frozen_prefix(
     of_views = f"{views} augmented views of " if views else ""
     text = f"{', '.join(prefix)} {verb} frozen: features of {of_views}{examples:,} examples"
     model = spec.model[: len(prefix)]
-    rest = replace(spec, model=spec.model[len(prefix) :], augment=(), views=views)
+    rest = replace(spec, model=spec.model[len(prefix) :], augment=(), views=views, settled=())
     if wanted > cache.budget and isinstance(data, Stream) and cache.folder is not None:
         in_files = on_disk(cache, model, spec.merge, params, data, shared)
         if in_files is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tljax import batch_stats, masks, models, optimizer, optimizers, paths, switches
-from tljax.train import cost, features, flops, vectorize
+from tljax.train import cost, features, flops, settled, vectorize
 from tljax.train.cost import Cost
 from tljax.train.data import MEMORY, Data, Reader, Stream, is_streamed, load
 from tljax.train.features import FeatureCache
@@ -188,6 +188,9 @@ def fit(
     - Phases that end by validation, or restore (`Fit.rules`), ask `validate` at each step of `ends`. The state yielded
       at their end is that phase's still; then the states of the fits that end it there are yielded once more, with a
       log of no steps: restored, and in the next phase, or, as there is none, at the last step. The others go on.
+    - Schedules that say what is off for good (`MaskSchedule.off_since`) are asked at each step of `ends`: of a prefix
+      of stages that are, the features are computed once, where fits run one after another (`settled`). Those of one
+      prefix go on together.
     - Stopping: when `execution.should_stop()` is true, the state is yielded where it is, and the fit ends.
     - Ownership: the caller's arrays are copied first. A state that was yielded is given up to the next segment, so take
       what is wanted of it before the next one.
@@ -217,8 +220,12 @@ def fit(
             continue
         if execution.should_stop():
             return
-        most = FIRST_CALL
-        with _phase(spec, fits, data, ends, execution, state) as train:
+        by_prefix = _by_prefix(spec, fits, data, ends, execution, state)
+        if len(by_prefix) > 1:
+            waiting = itertools.chain([_taken(state, rows) for _, rows in by_prefix], waiting)
+            continue
+        most, (prefix, _) = FIRST_CALL, by_prefix[0]
+        with _phase(spec, fits, data, ends, execution, state, prefix) as train:
             for end in (end for end in ends if end > state.step):
                 state, log, most = train(end, state, most)
                 _require_slots(state)
@@ -231,11 +238,44 @@ def fit(
                     waiting = itertools.chain([next_state for next_state, _ in begins], waiting)
                     break
                 yield state, log
+                if any(longer != prefix for longer, _ in _by_prefix(spec, fits, data, ends, execution, state)):
+                    waiting = itertools.chain([state], waiting)
+                    break
                 if execution.should_stop():
                     return
                 if _ended(fits, state, last):
                     waiting = itertools.chain([state], waiting)
                     break
+
+
+def _by_prefix(
+    spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, state: State
+) -> list[tuple[tuple[str, ...], list[int]]]:
+    """(What is `Spec.settled` of these rows of a state, the rows) of each prefix that is; of one fit alone, and so one
+    for all, where no schedule says what is off for good, or fits do not run one after another on one device."""
+    nothing: list[tuple[tuple[str, ...], list[int]]] = [((), [*range(len(state.fits))])]
+    past, latest = [end for end in ends if state.began < end <= state.step], _latest_end(fits, state, ends[-1])
+    schedule, cache = rule(fits[state.fits[0]], _phase_of(state)).schedule, execution.cache
+    if schedule is None or schedule.off_since is None or cache is None or not past or state.step >= latest:
+        return nothing
+    members = [fits[i] for i in state.fits]
+    specialized = specialize(spec, members[0], state.masks[0])
+    shares = [fit.shares for fit in members if fit.shares is not None]
+    several = len(execution.devices) > 1 or jax.process_count() > 1 or len({*shares}) < len(shares)
+    if several or settled.obstacle(specialized, cache) or layout(specialized, members, 1, data, execution)[1] != "map":
+        return nothing
+    rows: dict[tuple[str, ...], list[int]] = {}
+    span = past, state.began, latest
+    for row, since in enumerate(settled.off_since(specialized, state.optimizer)):
+        prefix = settled.prefix(specialized, members[row], data, *span, since, cache)
+        rows.setdefault(prefix, []).append(row)
+    parts: list[tuple[tuple[str, ...], list[int]]] = []
+    for prefix, of_prefix in rows.items():
+        longer = replace(specialized, settled=prefix)
+        bytes_of_one = features.features_bytes(longer, members[0], data, len(data), cache) if prefix else 0
+        most = max(1, cache.budget // bytes_of_one) if bytes_of_one else len(of_prefix)
+        parts += [(prefix, of_prefix[start : start + most]) for start in range(0, len(of_prefix), most)]
+    return parts
 
 
 def _require_slots(state: State) -> None:
@@ -620,9 +660,17 @@ FIRST_CALL = 16
 
 @contextlib.contextmanager
 def _phase(
-    spec: Spec, fits: Sequence[Fit], data: Data | Stream, ends: Sequence[int], execution: Execution, state: State
+    spec: Spec,
+    fits: Sequence[Fit],
+    data: Data | Stream,
+    ends: Sequence[int],
+    execution: Execution,
+    state: State,
+    prefix: tuple[str, ...] = (),
 ) -> Iterator[Callable[[int, State, int], tuple[State, Log, int]]]:
     """The function that trains a state further within its phase: (end, state, most) -> (later state, log, most).
+
+    `prefix` is what is `Spec.settled`.
 
     `most` is how many steps its first call of the compiled function may have. Of a stream it reads ahead until the end
     of the `with`.
@@ -639,6 +687,7 @@ def _phase(
     state = state._replace(shared=shared_params)
     variables = place(mesh, state.variables)
     passes = _passes(fits, ends, phase, state.began)
+    specialized = replace(specialized, settled=prefix)
     short, inputs = features.skip_frozen_prefix(
         specialized,
         members[0],
@@ -700,7 +749,9 @@ def _phase(
             return rows, since, result
 
         def train(end: int, state: State, most: int) -> tuple[State, Log, int]:
+            before = settled.counts(specialized, state.optimizer)
             state, log, most = _advance(short, mesh, batch_size(members[0]), call, end, state, most, execution)
+            settled.require_off(before, settled.counts(specialized, state.optimizer), state.step)
             state = state._replace(shared=shared_params)
             if renewed and state.step == end:
                 estimate = functools.partial(vectorize.reestimate, short, renewed, members, width, mesh, inputs)

@@ -73,6 +73,9 @@ class Spec:
     """So many examples of the batch at a time give a part of its gradient; 0 for all at once."""
     schedule: MaskSchedule | None = None
     """How the mask moves from step to step, without its scope: that is the mask."""
+    settled: tuple[str, ...] = ()
+    """The leading stages that compute the same from here on, since the schedule has switched them off for good; () if
+    the frozen prefix is that of the mask. The trainer sets it."""
 
 
 class Hyper(NamedTuple):
@@ -741,8 +744,8 @@ def frozen_prefix(model: Model, mask: Mask, keeps_dropout: Collection[str] = ())
 
 
 def frozen_prefix_of(spec: Spec) -> tuple[str, ...]:
-    """The frozen prefix of a spec's model under its mask."""
-    return frozen_prefix(spec.model, trained_leaves(spec), (*spec.keeps_dropout, *spec.tracked))
+    """The frozen prefix of a spec's model: under its mask, or what a schedule has switched off beyond it."""
+    return spec.settled or frozen_prefix(spec.model, trained_leaves(spec), (*spec.keeps_dropout, *spec.tracked))
 
 
 def _without_dropout(spec: Spec) -> tuple[str, ...]:
