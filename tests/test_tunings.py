@@ -74,6 +74,8 @@ def test_the_spread_is_the_range_of_the_differences_and_names_words_that_differ(
     assert "head_only -1.00 points, -2.00 points, -2.00 points (a range of 1.00 points)" in text.replace(
         "\N{MINUS SIGN}", "-"
     )
+    (text,) = tunings.spread([each._replace(fits=8) for each in family], repeated)
+    assert "full +1.20 points, +0.20 points (5 seeds), +3.00 points (5 seeds)" in text
     assert tunings.spread(family, []) == []
 
 

@@ -101,8 +101,8 @@ class HalfTask(Task):
 def halved(task: Task, half: str) -> Task:
     """The task with one half of its test examples, explore or confirm; as it is for all.
 
-    Half of the groups (the greater half explores where they are odd in number), or of the examples where none are known
-    or all are of one. Raises InputError where a half would be of fewer groups than a verdict takes, or of fewer than
+    Half of the groups (the greater half explores where they are odd in number), or of the examples where none are
+    known. Raises InputError where a half would be of fewer groups than a verdict takes, or of fewer than
     two examples.
     """
     if half == "all":
