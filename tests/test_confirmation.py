@@ -13,6 +13,7 @@ from experiments.runs import confirmation
 from experiments.runs.confirmation import LedgerFlags
 from experiments.runs.judging import Judging
 from tljax.study import ledger, statistics, verdicts
+from tljax.study.results import Result
 from tljax.study.verdicts import Cell
 from tljax.types import ArrayExamples, InputError, Task
 
@@ -335,6 +336,19 @@ def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, caps
     file.write_text(json.dumps({**says, "claim": claim, "design": {"seeds": "30-33", "train_examples": "all"}}))
     with pytest.raises(InputError, match=r"'bias_only.*' was judged on the half that confirms before"):
         compare.main(line(tasks, tmp_path, "w2", *confirming, seeds=(30, 31, 32, 33), strategies=("bias_only",)))
+
+
+def test_fits_of_seeds_that_until_added_are_of_the_look_that_named_them():
+    def fit(key, seed, recipe="r"):
+        fields = {"name": key, "target": "clothes", "strategy": "full", "options": {}, "train_examples": 60}
+        return Result(**fields, seed=seed, key=key * 12, recipe=recipe)
+
+    look = {"keys": ["a" * 12, "b" * 12], "seeds": [0, 1, 2]}
+    assert confirmation._is_of_look([fit("a", 0), fit("b", 1)], look)
+    assert confirmation._is_of_look([fit("a", 0), fit("c", 2)], look)
+    assert not confirmation._is_of_look([fit("a", 0), fit("c", 3)], look)  # a seed that was not named
+    assert not confirmation._is_of_look([fit("a", 0), fit("c", 2, "other")], look)
+    assert not confirmation._is_of_look([fit("a", 0, None), fit("c", 2, None)], look)  # made elsewhere
 
 
 def test_an_older_run_directory_has_no_half():

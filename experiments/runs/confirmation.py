@@ -497,13 +497,24 @@ def enter_report(place: str, parts: Sequence[Predictions], against: str) -> list
             fits = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
             seeds = tuple(sorted({row.seed for row in members}))
             tried = _Planned(tuple(methods), seeds, fits, tuple(sorted(keys)), half_set)
-            same = next((entry for entry in known if keys <= {*entry["keys"]}), None)
+            same = next((entry for entry in known if _is_of_look(members, entry)), None)
             if same is not None:
                 tried = tried._replace(fits=same["fits"])
             notes += _notes_before(book, test_set, half, target, tried)
             if same is None:
                 _add_look(book, test_set, half, tried, target)
     return notes
+
+
+def _is_of_look(rows: Sequence[Result], look: Mapping[str, Any]) -> bool:
+    """Whether all fits are of a look: those of its first round, and of each recipe those that further seeds added."""
+    known, seeds = {*look["keys"]}, {*look["seeds"]}
+    of_look = {(row.recipe, row.train_examples) for row in rows if row.key[:KEY] in known}
+    return all(
+        row.key[:KEY] in known
+        or (row.recipe is not None and row.seed in seeds and (row.recipe, row.train_examples) in of_look)
+        for row in rows
+    )
 
 
 # ---- After training
