@@ -351,6 +351,18 @@ def test_fits_of_seeds_that_until_added_are_of_the_look_that_named_them():
     assert not confirmation._is_of_look([fit("a", 0, None), fit("c", 2, None)], look)  # made elsewhere
 
 
+def test_seeds_of_a_raised_most_are_looked_at_too(tmp_path):
+    """The first round is the same then, and seeds that were explored later must not confirm."""
+    tried = confirmation._Planned(("full (1)",), tuple(range(8)), "fits", ("key",), "half")
+    claimed = tried._replace(seeds=(30, 31), bases=("scratch (2)",))
+    with ledger.opened(tmp_path / "l") as book:
+        for most in (8, 8, 40, 20):
+            confirmation._add_look(book, "set", "explore", tried._replace(seeds=tuple(range(most))), "clothes")
+        assert [len(entry["seeds"]) for entry in book.of_kind("look")] == [8, 40]
+        with pytest.raises(InputError, match="--seeds: 30 and 31 were looked at before"):
+            confirmation._register(book, "set", registered(tmp_path), claimed, "clothes")
+
+
 def test_an_older_run_directory_has_no_half():
     assert not {"explore", "confirm", "ledger"} & {
         text[2:].partition("=")[0] for text in compare.command_line.flagfile_lines(compare.CompareFlags())

@@ -430,9 +430,10 @@ def _count(number: int, singular: str, plural: str) -> str:
 
 
 def _add_look(book: Ledger, test_set: str, half: str, tried: _Planned, name: str) -> None:
-    """Write a look, unless the same fits were looked at on this half before."""
-    same = {"test_set": test_set, "half": half, "fits": tried.fits}
-    if not any(same.items() <= entry.items() for entry in book.of_kind("look", test_set)):
+    """Write a look, unless the same fits, under as many seeds that may follow, were looked at on this half before."""
+    same, seeds = {"test_set": test_set, "half": half, "fits": tried.fits}, {*tried.seeds}
+    before = [entry for entry in book.of_kind("look", test_set) if same.items() <= entry.items()]
+    if not any(seeds <= {*entry["seeds"]} for entry in before):
         book.add({"kind": "look", **same, "target": name, **tried.record()})
 
 
