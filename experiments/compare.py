@@ -144,13 +144,18 @@ def _run(
     options = until.of_a_plan(options, options.most)
     values = {**values, "seeds": seeds_of_rounds[0]}
     all_searches, searches = options.tuned, tunings.searches(options.tuned)
+    if options.confirm and len(searches) > 1:
+        raise InputError(f"--tuned={options.tuned}: a claim is of one recipe: name the search that it is of")
     options = replace(options, tuned=searches[0] if searches else None)
     names = {plugins.called(text): text for text in ("scratch", *settings.strategies)}
     base = names.get(options.against, options.against)
     if base not in names.values():
         raise InputError(f"--against={base} is none of --strategies{plugins.nearest(base, names)}")
     execution = noted.watched(process.prepare(settings))
-    parts = planned(values, options, replace(settings, seeds=seeds_of_rounds[0]), execution, typed)
+    first_settings = replace(settings, seeds=seeds_of_rounds[0])
+    parts = planned(values, options, first_settings, execution, typed)
+    of_others = [replace(options, tuned=search, longer_scratch=False) for search in searches[1:]]
+    other_parts = [planned(values, each, first_settings, execution, typed) for each in of_others]
     for part in parts:
         require_variation(part.experiment)
     labels = {name: _label(name) for name in names.values()}
@@ -178,7 +183,8 @@ def _run(
         _say_looks(parts, judging, evals)
     data |= evaluations.fingerprints(evals)
     possible = [seed for seeds in seeds_of_rounds for seed in seeds]
-    entered = confirmation.enter(options, experiments, judging, registration, possible) if process.first() else None
+    tried = [*experiments, *(part.experiment for each in other_parts for part in each)]
+    entered = confirmation.enter(options, tried, judging, registration, possible) if process.first() else None
     leave = tuned.searched_flags() if options.tuned else ()
     own_lines = command_line.flagfile_lines(replace(options, tuned=all_searches))
     with directory.opened(settings, "compare", own_lines, leave=leave) as folder:
@@ -194,8 +200,8 @@ def _run(
             open_parts = _open(planned(*of_round, execution, typed), wanted)
             more_results, more = _trained(open_parts, folder, data, evals)
             results, judged = [*results, *more_results], [*judged, *more]
-        planning = values, options, settings, execution, typed
-        others = _under_other_searches(searches[1:], planning, folder, data, evals)
+        # Under the seeds of the first round, and with the first search's bits untouched.
+        others = [_trained(each, folder, data, evals)[1] for each in other_parts]
         if process.first():
             tuning_notes = tunings.notes(searches, judged, others, judging)
             several = directory.mixed_environments(folder, [result.name for result in results])
@@ -227,26 +233,6 @@ def _trained(
     results_of = [(part, fit.within(part.experiment, folder, data)) for part in parts]
     judged = [_predictions(part, of_part, evals, folder) for part, of_part in results_of] if process.first() else []
     return [result for _, of_part in results_of for result in of_part], judged
-
-
-def _under_other_searches(
-    searches: Sequence[str],
-    planning: tuple[Any, ...],
-    folder: Path,
-    data: Mapping[str, str],
-    evals: Sequence[evaluations.Evaluation],
-) -> list[list[predictions.Predictions]]:
-    """The same strategies under the recipes of other searches, and what they predict: not judged, but set beside.
-
-    They are trained under the seeds of the first round, with the first searches' bits untouched.
-    """
-    values, options, settings, execution, typed = planning
-    every = []
-    for search in searches:
-        of_search = replace(options, tuned=search, longer_scratch=False)
-        parts = planned(values, of_search, replace(settings, seeds=tuple(values["seeds"])), execution, typed)
-        every.append(_trained(parts, folder, data, evals)[1])
-    return every
 
 
 def _open(parts: Sequence[Part], wanted: Collection[tuple[str | None, str, str]]) -> list[Part]:

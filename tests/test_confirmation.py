@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from experiments.runs import confirmation
 from experiments.runs.confirmation import LedgerFlags
 from experiments.runs.judging import Judging
 from tljax.study import ledger, statistics, verdicts
+from tljax.study.results import Result
 from tljax.study.verdicts import Cell
 from tljax.types import ArrayExamples, InputError, Task
 
@@ -98,7 +100,13 @@ def registered(folder, says=SAYS, **claim):
         ({"claim": {**SAYS["claim"], "sauce": "a"}}, "claim.sauce is unknown"),
         ({"refuted_by": []}, "refuted_by: give one or more"),
         ({"refuted_by": ["positive"]}, "refuted_by: give one or more of negative"),
+        ({"refuted_by": ["beyond"]}, "refuted_by: give one or more of negative, equivalent, within"),
+        (
+            {"claim": {**SAYS["claim"], "verdict": "equivalent"}, "refuted_by": ["within"]},
+            "refuted_by: give one or more of positive, negative, beyond",
+        ),
         ({"design": {"seeds": "1-2"}}, "design has no train_examples"),
+        ({"design": {**SAYS["design"], "flagfile": "a.flags"}}, "design.flagfile: a flagfile may change later"),
         ({"design": {"seeds": "1-2", "train_examples": "all", "steps": "many"}}, "design: .*many"),
         ({"smallest_effect": "0.5"}, "smallest_effect is .*not a number"),
         ({"more": 1}, "more is unknown"),
@@ -116,6 +124,50 @@ def test_a_registration_that_cannot_be_read_is_refused(tmp_path):
     for name, words in (("none.json", "cannot be read"), ("a.json", "is no JSON"), ("b.json", "UTF-16")):
         with pytest.raises(InputError, match=words):
             confirmation.read_registration(tmp_path / name, compare.KINDS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"level": 0.9}, "--level=0.9: is not registered"),
+        ({"family": "all"}, "--family=all: is not registered"),
+        ({"verdict_of": "best"}, "--verdict_of=best: is not registered"),
+    ],
+)
+def test_what_decides_on_the_same_fits_is_registered_or_left_alone(tmp_path, flags, words):
+    """A run that was killed before its page has shown its fits: their words are not to be chosen then."""
+    experiments = [
+        SimpleNamespace(
+            settings=SimpleNamespace(train_examples=("all",)),
+            strategies=[SimpleNamespace(label=name) for name in ("scratch", "full")],
+            target=SimpleNamespace(name="clothes"),
+            source=None,
+        )
+    ]
+    plain = {"seeds": tuple(range(4, 10)), "train_examples": ("all",), "margin": 0.5}
+
+    def require(says, **more):
+        options = compare.CompareFlags(**{**plain, **{name: each for name, each in more.items() if name in KNOWN}})
+        confirmation.require_registered(registered(tmp_path, says), more, options, options, experiments)
+
+    require(SAYS)
+    with pytest.raises(InputError, match=words):
+        require(SAYS, **flags)
+    require({**SAYS, "design": {**SAYS["design"], **flags}}, **flags)
+
+
+KNOWN = vars(compare.CompareFlags())
+
+
+def test_a_registration_that_went_on_with_another_base_is_refused(tmp_path):
+    registration = registered(tmp_path)
+    tried = confirmation._Planned(("full (1)",), (4, 5), "fits", ("key",), "half", ("scratch (2)",))
+    with ledger.opened(tmp_path / "l") as book:
+        assert confirmation._register(book, "set", registration, tried, "clothes") == 1
+        assert confirmation._register(book, "set", registration, tried, "clothes") == 1
+        with pytest.raises(InputError, match="tested before, of other fits"):
+            confirmation._register(book, "set", registration, tried._replace(bases=("scratch (3)",)), "clothes")
+        assert len(book.of_kind("registration")) == 1
 
 
 @pytest.mark.parametrize("verdict", confirmation.CLAIMS)
@@ -284,6 +336,31 @@ def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, caps
     file.write_text(json.dumps({**says, "claim": claim, "design": {"seeds": "30-33", "train_examples": "all"}}))
     with pytest.raises(InputError, match=r"'bias_only.*' was judged on the half that confirms before"):
         compare.main(line(tasks, tmp_path, "w2", *confirming, seeds=(30, 31, 32, 33), strategies=("bias_only",)))
+
+
+def test_fits_of_seeds_that_until_added_are_of_the_look_that_named_them():
+    def fit(key, seed, recipe="r"):
+        fields = {"name": key, "target": "clothes", "strategy": "full", "options": {}, "train_examples": 60}
+        return Result(**fields, seed=seed, key=key * 12, recipe=recipe)
+
+    look = {"keys": ["a" * 12, "b" * 12], "seeds": [0, 1, 2]}
+    assert confirmation._is_of_look([fit("a", 0), fit("b", 1)], look)
+    assert confirmation._is_of_look([fit("a", 0), fit("c", 2)], look)
+    assert not confirmation._is_of_look([fit("a", 0), fit("c", 3)], look)  # a seed that was not named
+    assert not confirmation._is_of_look([fit("a", 0), fit("c", 2, "other")], look)
+    assert not confirmation._is_of_look([fit("a", 0, None), fit("c", 2, None)], look)  # made elsewhere
+
+
+def test_seeds_of_a_raised_most_are_looked_at_too(tmp_path):
+    """The first round is the same then, and seeds that were explored later must not confirm."""
+    tried = confirmation._Planned(("full (1)",), tuple(range(8)), "fits", ("key",), "half")
+    claimed = tried._replace(seeds=(30, 31), bases=("scratch (2)",))
+    with ledger.opened(tmp_path / "l") as book:
+        for most in (8, 8, 40, 20):
+            confirmation._add_look(book, "set", "explore", tried._replace(seeds=tuple(range(most))), "clothes")
+        assert [len(entry["seeds"]) for entry in book.of_kind("look")] == [8, 40]
+        with pytest.raises(InputError, match="--seeds: 30 and 31 were looked at before"):
+            confirmation._register(book, "set", registered(tmp_path), claimed, "clothes")
 
 
 def test_an_older_run_directory_has_no_half():

@@ -126,7 +126,7 @@ def test_a_design_takes_what_is_decided_within_its_compute_and_keeps_its_promise
     assert [each.verdicts for each in ranked] == sorted((each.verdicts for each in ranked), reverse=True)
     more = design.designs(table, members, conditions, 0.95, 240)
     assert more[0].verdicts >= best.verdicts
-    with pytest.raises(InputError, match="5 is not enough for 3 seeds"):
+    with pytest.raises(InputError, match="design_fits=5: 5 is not enough for 3 seeds"):
         design.designs(table, members, conditions, 0.95, 5)
 
     seeds = 6
@@ -194,6 +194,8 @@ def test_a_design_is_printed_with_the_flags_of_the_one_that_decides_most(capsys)
     with pytest.raises(InputError, match=r"nothing of this run can be judged: .* one group"):
         design_page.show([found(table, groups={"b": np.zeros(1000, int)})], Judging(), 30)
 
+    with pytest.raises(InputError, match=r"^--design: the run has no fit to learn from"):
+        design_page.show([], Judging(), 30)
     with pytest.raises(InputError, match="verdicts on the target"):
         design_page.show([found(table)], Judging(verdict_on="retention", against="full"), 30)
 

@@ -120,6 +120,28 @@ def test_a_line_that_was_never_finished_is_cut_off_and_said(tmp_path):
         assert len(book.entries) == 3
 
 
+@pytest.mark.parametrize("data", [b'{"claim": {"strategy": "full"}}', b"hello", b"\0\1\2"])
+@pytest.mark.parametrize("entries", [0, 2])
+def test_another_file_without_an_end_of_line_is_no_unfinished_ledger(tmp_path, data, entries):
+    """A registration has no end of its line: --ledger that names it by mistake must not cut it off."""
+    file = tmp_path / "claim.json"
+    if entries:
+        with ledger.opened(file) as book:
+            book.add(look())
+    file.write_bytes(before := (file.read_bytes() if entries else b"") + data)
+    with pytest.raises(InputError, match=f"line {entries + 1} is no line of a ledger"), ledger.opened(file):
+        pass
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("rest", [b"{", b'{"ki', b'{"kind": "led', b"\0\0\0", b'{"kind": "lo\0\0'])
+def test_a_first_line_that_was_never_finished_begins_a_ledger(tmp_path, rest):
+    file = tmp_path / "ledger.jsonl"
+    file.write_bytes(rest)
+    with ledger.opened(file) as book:
+        assert len(book.entries) == 1
+
+
 def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
     file, write = tmp_path / "ledger.jsonl", os.pwrite
     with ledger.opened(file) as book:

@@ -7,6 +7,7 @@ from test_programs import command, results
 from experiments import compare, search
 from experiments.runs import directory, tunings
 from experiments.runs.search_flags import FIRST_SEED, Search
+from tljax.study import ledger
 from tljax.study.verdicts import Comparison
 from tljax.types import InputError
 
@@ -40,6 +41,15 @@ def test_only_one_search_repeated_under_other_seeds_is_taken(tmp_path):
     assert tunings.notes([a], [], [], None)[0] == "searched: learning_rate:in:0.1,0.2, 4 trials each"
 
 
+def test_a_confirmation_is_of_one_search(tmp_path):
+    """The others' fits would be seen on the half that confirms, which the ledger then has not counted."""
+    both = [searched(tmp_path, name, f"tuning_seed={seed}") for seed, name in enumerate("ab")]
+    line = ["compare", "--confirm", "--registration=claim.json", f"--ledger={tmp_path / 'l'}"]
+    with pytest.raises(InputError, match="a claim is of one recipe"):
+        compare.main([*line, f"--tuned={','.join(both)}"])
+    assert not (tmp_path / "l").exists()
+
+
 def comparison(strategy, mean, word):
     known = {"source": "a", "target": "b", "budgets": (10,), "against": "scratch at equal target steps", "fits": 5}
     return Comparison(
@@ -64,6 +74,8 @@ def test_the_spread_is_the_range_of_the_differences_and_names_words_that_differ(
     assert "head_only -1.00 points, -2.00 points, -2.00 points (a range of 1.00 points)" in text.replace(
         "\N{MINUS SIGN}", "-"
     )
+    (text,) = tunings.spread([each._replace(fits=8) for each in family], repeated)
+    assert "full +1.20 points, +0.20 points (5 seeds), +3.00 points (5 seeds)" in text
     assert tunings.spread(family, []) == []
 
 
@@ -81,9 +93,12 @@ def test_a_study_under_two_tuning_seeds_is_judged_by_the_first_and_says_both(tas
         for seed in (0, 1)
     ]
     assert rates[0] != rates[1]
-    both = f"--tuned={tmp_path / 's0'},{tmp_path / 's1'}"
+    both, book = f"--tuned={tmp_path / 's0'},{tmp_path / 's1'}", f"--ledger={tmp_path / 'l'}"
     flags |= {"steps": None, "epochs": None, "hidden": None, "batch_size": None, "workdir": tmp_path / "both"}
-    compare.main(["compare", *command(tasks, tmp_path, **flags), both, "--nolonger_scratch"])
+    compare.main(["compare", *command(tasks, tmp_path, **flags), both, "--nolonger_scratch", book])
+    with ledger.opened(tmp_path / "l") as of_run:
+        (look,) = of_run.of_kind("look")
+    assert len(look["methods"]) == 2  # the recipes of both searches were tried
     text = (tmp_path / "both" / "report.md").read_text()
     assert "tuned 2 times under other tuning seeds" in text and "2 trials each" in text
     fits = [row for row in results(tmp_path / "both") if row.strategy == "full"]

@@ -35,7 +35,7 @@ def show(parts: Sequence[Predictions], judging: Judging, fits: float | None) -> 
         raise InputError(reason, field="verdict_on", value=judging.verdict_on)
     table, metrics = predictions.right(parts), predictions.metrics_of(parts)
     if not table:
-        raise InputError("the run has no fit to learn from: give it two seeds or more", field="design")
+        raise InputError("--design: the run has no fit to learn from: name one that has ended, with two seeds or more")
     groups = predictions.all_groups(parts)
     terms = conditions_of(table, metrics, margins(judging, metrics), groups, metrics)
     without_longer = {cell: each for cell, each in table.items() if not cell.longer}
@@ -45,7 +45,7 @@ def show(parts: Sequence[Predictions], judging: Judging, fits: float | None) -> 
     able = [each for each in family if not each.reason and not each.equals]
     if not able:
         reasons = listed(dict.fromkeys(each.reason for each in family)) or "there is no strategy beside its base"
-        raise InputError(f"nothing of this run can be judged: {reasons}", field="design", value="this run")
+        raise InputError(f"--design: nothing of this run can be judged: {reasons}")
     level = 1 - (1 - judging.level) / (judging.looks * len(metrics))
     for target, conditions in terms.items():
         members = [(each.source, each.strategy) for each in able if each.target == target]

@@ -101,8 +101,8 @@ class HalfTask(Task):
 def halved(task: Task, half: str) -> Task:
     """The task with one half of its test examples, explore or confirm; as it is for all.
 
-    Half of the groups (the greater half explores where they are odd in number), or of the examples where none are known
-    or all are of one. Raises InputError where a half would be of fewer groups than a verdict takes, or of fewer than
+    Half of the groups (the greater half explores where they are odd in number), or of the examples where none are
+    known. Raises InputError where a half would be of fewer groups than a verdict takes, or of fewer than
     two examples.
     """
     if half == "all":
@@ -189,7 +189,13 @@ class Registration(NamedTuple):
 
 CLAIMS = ("positive", "positive beyond", "negative", "negative beyond", "equivalent")
 """What can be claimed: a direction, one that is beyond the margin, or a difference within it."""
-_REFUTING = ("positive", "negative", "equivalent", "beyond", "within")
+_OF_DIFFERENCE = ("equivalent", "within")
+_REFUTING = {
+    "positive": ("negative", *_OF_DIFFERENCE),
+    "negative": ("positive", *_OF_DIFFERENCE),
+    "equivalent": ("positive", "negative", "beyond"),
+}
+"""{what is claimed: what can refute it}: beyond has no direction, and what is equivalent is within the margin."""
 _REGISTRATION: fields.Form = {
     "claim": {"strategy": str, "target": str, "verdict": str, "source?": str, "against?": str},
     "design": {str: (str, int, float)},
@@ -223,13 +229,14 @@ def read_registration(file: Path, kinds: Mapping[str, command_line.Kind]) -> Reg
     claim = {"against": "scratch", **record["claim"]}
     if claim["verdict"] not in CLAIMS:
         raise InputError(f"--registration={file}: claim.verdict '{claim['verdict']}': give one of {', '.join(CLAIMS)}")
-    refuted_by = record["refuted_by"]
-    if not refuted_by or not {*refuted_by} <= {*_REFUTING} - {*claim["verdict"].split()}:
-        allowed = [word for word in _REFUTING if word not in claim["verdict"].split()]
-        raise InputError(f"--registration={file}: refuted_by: give one or more of {', '.join(allowed)}")
+    refuted_by, refuting = record["refuted_by"], _REFUTING[claim["verdict"].split()[0]]
+    if not refuted_by or not {*refuted_by} <= {*refuting}:
+        raise InputError(f"--registration={file}: refuted_by: give one or more of {', '.join(refuting)}")
     missing = [name for name in ("seeds", "train_examples") if name not in record["design"]]
     if missing:
         raise InputError(f"--registration={file}: design has no {missing[0]}: it says which fits decide")
+    if any(name.lstrip("-").startswith("flagfile") for name in record["design"]):
+        raise InputError(f"--registration={file}: design.flagfile: a flagfile may change later: write its flags here")
     lines = [f"--{name}={value}" for name, value in record["design"].items()]
     try:
         design = command_line.parse(["compare", *lines], kinds)
@@ -254,14 +261,16 @@ def require_registered(
     """
     if judging.family == "budgets" and any(len(each.settings.train_examples) > 1 for each in experiments):
         raise InputError("--family=budgets: a claim is of one difference: register family as area, or as one budget")
-    for name, wanted in registration.design.items():
+    unregistered = {name: default for name, default in _OF_WORDS.items() if name not in registration.design}
+    for name, wanted in {**unregistered, **registration.design}.items():
         shared = {**DEFAULTS, **values}
         actual = (
             getattr(options, name) if hasattr(options, name) else shared.get(name, shared.get(name[len("source_") :]))
         )
         if actual != wanted:
             there, here = (",".join(map(str, each)) if isinstance(each, tuple) else each for each in (wanted, actual))
-            raise InputError(f"--{name}={here}: {there} is registered: run what was registered, or register another")
+            is_registered = "is not registered" if name in unregistered else f"{there} is registered"
+            raise InputError(f"--{name}={here}: {is_registered}: run what was registered, or register another")
     if judging.margin is None or judging.margin != registration.smallest_effect:
         smallest = registration.smallest_effect
         raise InputError(f"--margin={judging.margin}: the smallest effect that was registered is {smallest:g}")
@@ -284,6 +293,11 @@ def require_registered(
 
 DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in command_line.fields(ExperimentFlags)}
 """{flag: its default} of the flags that programs share."""
+_OF_WORDS: Mapping[str, Any] = {
+    **{name: getattr(Judging(), name) for name in ("family", "level")},
+    "verdict_of": DEFAULTS["verdict_of"],
+}
+"""{flag: its default} of what decides on the same fits: who has seen them may not choose it."""
 
 
 # ---- Before anything is trained
@@ -316,6 +330,8 @@ class _Planned(NamedTuple):
     """The beginnings of the keys of the fits."""
     half_set: str
     """The digest of the test examples that are judged."""
+    bases: tuple[str, ...] = ()
+    """What the strategies are compared with, with a digest of its recipe and source."""
 
     def record(self) -> dict[str, Any]:
         """The fields of an entry that tell of it."""
@@ -359,6 +375,7 @@ def enter(
 
 def _planned(experiments: Sequence[Experiment], against: str) -> _Planned:
     methods: dict[str, None] = {}
+    bases: set[str] = set()
     seeds: set[int] = set()
     keys: set[str] = set()
     own_keys = sorted({key[:KEY] for each in experiments for key in plan.planned(each)})
@@ -367,12 +384,15 @@ def _planned(experiments: Sequence[Experiment], against: str) -> _Planned:
             keys.add(key)
             seeds.add(job.seed)
             name = summary.label(job.result)
-            if name not in ("scratch", against):
-                methods[_method(job.result, experiment.source.name if experiment.source else None)] = None
+            method = _method(job.result, experiment.source.name if experiment.source else None)
+            if name == against:
+                bases.add(method)
+            elif name != "scratch":
+                methods[method] = None
     digest = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
     test = experiments[0].target.test
     half_set = _digest_of_set(np.asarray(test.targets), None if test.groups is None else np.asarray(test.groups))
-    return _Planned(tuple(methods), tuple(sorted(seeds)), digest, tuple(own_keys), half_set)
+    return _Planned(tuple(methods), tuple(sorted(seeds)), digest, tuple(own_keys), half_set, tuple(sorted(bases)))
 
 
 KEY = 12
@@ -410,16 +430,17 @@ def _count(number: int, singular: str, plural: str) -> str:
 
 
 def _add_look(book: Ledger, test_set: str, half: str, tried: _Planned, name: str) -> None:
-    """Write a look, unless the same fits were looked at on this half before."""
-    same = {"test_set": test_set, "half": half, "fits": tried.fits}
-    if not any(same.items() <= entry.items() for entry in book.of_kind("look", test_set)):
+    """Write a look, unless the same fits, under as many seeds that may follow, were looked at on this half before."""
+    same, seeds = {"test_set": test_set, "half": half, "fits": tried.fits}, {*tried.seeds}
+    before = [entry for entry in book.of_kind("look", test_set) if same.items() <= entry.items()]
+    if not any(seeds <= {*entry["seeds"]} for entry in before):
         book.add({"kind": "look", **same, "target": name, **tried.record()})
 
 
 def _register(book: Ledger, test_set: str, registration: Registration, tried: _Planned, name: str) -> int:
     """The number of a registration, which is written if it is new; raises InputError as `enter` does."""
     claim = hashlib.sha256(
-        json.dumps([*tried.methods, registration.claim["against"], registration.claim["verdict"]]).encode()
+        json.dumps([*tried.methods, *tried.bases, registration.claim["verdict"]]).encode()
     ).hexdigest()[:16]
     for number, entry in enumerate(book.entries, 1):
         if entry["kind"] == "registration" and entry["test_set"] == test_set and entry["claim"] == claim:
@@ -477,13 +498,24 @@ def enter_report(place: str, parts: Sequence[Predictions], against: str) -> list
             fits = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
             seeds = tuple(sorted({row.seed for row in members}))
             tried = _Planned(tuple(methods), seeds, fits, tuple(sorted(keys)), half_set)
-            same = next((entry for entry in known if keys <= {*entry["keys"]}), None)
+            same = next((entry for entry in known if _is_of_look(members, entry)), None)
             if same is not None:
                 tried = tried._replace(fits=same["fits"])
             notes += _notes_before(book, test_set, half, target, tried)
             if same is None:
                 _add_look(book, test_set, half, tried, target)
     return notes
+
+
+def _is_of_look(rows: Sequence[Result], look: Mapping[str, Any]) -> bool:
+    """Whether all fits are of a look: those of its first round, and of each recipe those that further seeds added."""
+    known, seeds = {*look["keys"]}, {*look["seeds"]}
+    of_look = {(row.recipe, row.train_examples) for row in rows if row.key[:KEY] in known}
+    return all(
+        row.key[:KEY] in known
+        or (row.recipe is not None and row.seed in seeds and (row.recipe, row.train_examples) in of_look)
+        for row in rows
+    )
 
 
 # ---- After training

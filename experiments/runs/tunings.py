@@ -66,13 +66,22 @@ def notes(
 
 
 def spread(family: Sequence[Comparison], repeated: Sequence[Mapping[tuple[object, ...], Comparison]]) -> list[str]:
-    """The sentence on the differences of a family under the recipes of each search, the judged one first."""
+    """The sentence on the differences of a family under the recipes of each search, the judged one first.
+
+    Other searches have the seeds of the first round alone, which is said where the judged one has more.
+    """
     each = []
     for comparison in family:
         beside = [known[_place(comparison)] for known in repeated if _place(comparison) in known]
         if beside:
             means = [comparison.mean, *(other.mean for other in beside)]
-            shown = ", ".join(units.difference(comparison.metric, mean) for mean in means)
+            seeds = [
+                "" if other.fits == comparison.fits else f" ({other.fits} seeds)" for other in (comparison, *beside)
+            ]
+            shown = ", ".join(
+                units.difference(comparison.metric, mean) + of_fewer
+                for mean, of_fewer in zip(means, seeds, strict=True)
+            )
             words = [other.word or "not judged" for other in (comparison, *beside)]
             agreed = "" if len(set(words)) == 1 else f": {', '.join(words)}"
             width = units.difference(comparison.metric, max(means) - min(means)).lstrip("+")

@@ -157,7 +157,7 @@ def designs(
     if not best:
         raise InputError(
             f"{fits:g} is not enough for {LEAST_SEEDS} seeds of one strategy and {base} at one label budget",
-            field="fits",
+            field="design_fits",
             value=f"{fits:g}",
         )
     return sorted(best.values(), key=lambda design: -design.verdicts)

@@ -203,11 +203,19 @@ def _read(file: Path, descriptor: int) -> tuple[list[Entry], bytes, int]:
         data += part
     entries: list[Entry] = []
     last, end = b"", 0
-    for line in data.split(b"\n")[:-1]:  # what follows the last end of a line was never finished
+    *lines, rest = data.split(b"\n")  # what follows the last end of a line was never finished
+    for line in lines:
         line += b"\n"
         entries.append(_checked(file, line, last, len(entries) + 1))
         last, end = line, end + len(line)
+    begun = rest.rstrip(b"\0")  # of a machine that went down
+    if not (begun.startswith(_BEGIN) or _BEGIN.startswith(begun)):
+        raise InputError(f"'{file}', line {len(lines) + 1} is no line of a ledger: {_REMEDY}")
     return entries, last, end
+
+
+_BEGIN = b'{"kind": "'
+"""What every line begins with: a last line without its end that begins otherwise is of another file, and stays."""
 
 
 def _checked(file: Path, line: bytes, before: bytes, number: int) -> Entry:

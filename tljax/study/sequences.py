@@ -152,11 +152,13 @@ def verdicts(
 ) -> list[Verdict]:
     """What can be said of each comparison at any time: m of [fits, items], as `statistics.verdicts` has them.
 
-    The numbers of fits may differ: a comparison that was decided may stop while others go on. The probability that any
-    word of the family is ever wrong is 1 - level: positive, negative or beyond, and so is that of within or
-    equivalent. There is no power, as it would need a number of fits that is not chosen. p is the least share of errors
-    at which the interval does not hold 0. Fewer than `FEWEST` fits, and fewer than `statistics.MIN_GROUPS` groups, get
-    no word. Raises InputError as `statistics.verdicts` does.
+    The numbers of fits may differ: a comparison that was decided may stop while others go on. The probability that
+    positive, negative or beyond is ever wrong of any of the family is at most 1 - level, and so is that of within or
+    equivalent; that any word is, at most twice as much. It is so for fits whose means over the items are normal, and as
+    far as the interval over items, of one number of seeds, holds at all of them (`parts`). There is no power, as it
+    would need a number of fits that is not chosen. p is the least share of errors at which the interval does not hold
+    0. Fewer than `FEWEST` fits, and fewer than `statistics.MIN_GROUPS` groups, get no word. Raises InputError as
+    `statistics.verdicts` does.
     """
     statistics.require_judgeable(margin, level)
     if not len(scores):
