@@ -158,7 +158,7 @@ def _run(
     other_parts = [planned(values, each, first_settings, execution, typed) for each in of_others]
     for part in parts:
         require_variation(part.experiment)
-    labels = {name: _label(name) for name in names.values()}
+    labels = {name: plan.label_in_results(plan.read_strategy(name)) for name in names.values()}
     options = with_primary_family(options, {**labels, **{short: labels[names[short]] for short in names}})
     experiments = [part.experiment for part in parts]
     retention = options.retention or options.verdict_on == "retention"
@@ -217,13 +217,6 @@ def _run(
             page.show(folder, judged, judging, [*notes(parts, options), *tuning_notes, *several, *of_ledger], entered)
             noted.leave(folder)
     return results
-
-
-def _label(text: str) -> str:
-    """The label of a strategy that --strategies names, as results have it."""
-    strategy = plan.read_strategy(text)
-    options, spec = strategy.options, strategy.spec or None
-    return summary.label(Result(name="", target="", strategy=strategy.name, options=options, spec=spec, seed=0))
 
 
 def _trained(

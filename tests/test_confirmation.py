@@ -36,7 +36,9 @@ def test_halves_share_nothing_and_are_the_same_every_time():
         np.testing.assert_array_equal(half.test.targets, chosen % 3)
         assert half.train is whole.train and half.whole is whole and half.name == "clothes"
     assert len({whole.fingerprint, *(half.fingerprint for half in halves)}) == 3
-    assert {confirmation.test_set_of(each) for each in (whole, *halves)} == {confirmation.test_set_of(whole)}
+    assert {confirmation.digest_of_test_set(each) for each in (whole, *halves)} == {
+        confirmation.digest_of_test_set(whole)
+    }
     assert confirmation.halved(whole, "all") is whole
     assert halves[0].note == "explore: 201 of 401 test examples; a part"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from studies import comparison as comparison_of
 from test_programs import command, write_task
 from test_report import bare, curve, visible
 from test_study import cell, fits, found
@@ -790,3 +791,10 @@ def test_the_page_draws_the_band_and_names_the_labels_of_each_row():
     rows, _ = figures.forest(family)
     assert "early, 50 labels" in [tick.get_text() for tick in rows.axes[0].get_yticklabels()]
     assert figures.bands(judgements(of_three_budgets(), kind="50")[0], figures.strokes(["early", "late"])) is None
+
+
+def test_a_strategy_among_several_tasks_is_named_with_its_tasks_and_without_a_source_with_its_target():
+    transfers = [comparison_of("full", 0.1, "positive", target=target) for target in ("a", "b")]
+    alone = comparison_of("scratch", 0.1, "positive", source=None, target="a")
+    assert comparisons.named_among(transfers[1], transfers).endswith(f" from {transfers[1].source} to b")
+    assert comparisons.named_among(alone, [alone, *transfers]) == "scratch on a"

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-from experiments.pages import tables
 from tljax.study import units
 from tljax.study.sequences import ITEMS
 from tljax.study.summary import listed
-from tljax.study.verdicts import Comparison
+from tljax.study.verdicts import Comparison, named_among
 
 CAPTION = (
     " The intervals hold at every number of pairs at once, for seeds were added until a verdict was decided: a "
@@ -28,14 +27,14 @@ def notes(family: Sequence[Comparison]) -> list[str]:
         return []
     fits: dict[int, list[str]] = {}
     for comparison in judged:
-        fits.setdefault(comparison.fits, []).append(_named(comparison, judged))
+        fits.setdefault(comparison.fits, []).append(named_among(comparison, judged))
     seeds = [f"{count} of {listed(names)}" for count, names in sorted(fits.items())]
     texts = [
         f"seeds were added until each verdict was decided: {'; '.join(seeds)}. Intervals hold at any number of seeds "
         f"({100 - 100 * ITEMS:g} % of the errors are the seeds', {100 * ITEMS:g} % the test items') and are wider for "
         "it; a mean at which somebody stops lies on average farther from 0 than the truth"
     ]
-    parts = {_named(each, judged): each for each in judged if each.items_part is not None and forbidden(each)}
+    parts = {named_among(each, judged): each for each in judged if each.items_part is not None and forbidden(each)}
     if parts:
         halves = {name: units.difference(each.metric, each.items_part or 0.0) for name, each in parts.items()}
         shown = [f"{name} {half.lstrip('+')}" for name, half in halves.items()]
@@ -49,14 +48,3 @@ def notes(family: Sequence[Comparison]) -> list[str]:
 def forbidden(comparison: Comparison) -> bool:
     """Whether it stays undecided because of the test items, however many the seeds."""
     return comparison.word == "undecided" and comparison.settled
-
-
-def _named(comparison: Comparison, among: Sequence[Comparison]) -> str:
-    """A strategy, with its labels or its place where it is among the comparisons more than once."""
-    same = [each for each in among if each.strategy == comparison.strategy]
-    text = comparison.strategy
-    if len({each.budgets for each in same}) > 1:
-        text += f" at {tables.count(comparison.budgets[0])} labels"
-    if len({(each.source, each.target) for each in same}) > 1:
-        text += f" ({tables.place(comparison.source, comparison.target)})"
-    return text

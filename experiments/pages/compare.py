@@ -87,7 +87,9 @@ def judged(
     by_set: Any = {"groups": groups, "metrics": metrics, "on": "source" if on == "retention" else "target"}
     by_set["sequence"] = bool(judging.until)
     more: Any = {"looks": judging.looks, "primary": judging.primary_family, **by_set}
-    family, others = compared(_without_longer(table), margin, judging.level, judging.family, judging.against, **more)
+    family, others = compared(
+        predictions.without_longer(table), margin, judging.level, judging.family, judging.against, **more
+    )
     if look > judging.looks and not judging.until:
         reason = f"looked at {look} times with {judging.looks} planned"
         family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
@@ -112,17 +114,14 @@ def judged(
             *tables.metrics_without_number(rows),
             *_family_notes(family),
             *anytime.notes(family),
-            *_uncompared_notes(_without_longer(table), family, judging.against),
+            *_uncompared_notes(predictions.without_longer(table), family, judging.against),
         ],
         predictions.most_wrong([part for part in parts if not part.longer]),
         on,
-        beside.of_study(parts, _without_longer(table), rows, curves, family, of_targets, level, judging, by_set),
+        beside.of_study(
+            parts, predictions.without_longer(table), rows, curves, family, of_targets, level, judging, by_set
+        ),
     )
-
-
-def _without_longer(table: Right) -> Right:
-    """The scores, except those of scratch with the source's steps added."""
-    return {cell: fits for cell, fits in table.items() if not cell.longer}
 
 
 def _uncompared_notes(table: Right, family: Sequence[Comparison], against: str) -> list[str]:

@@ -38,9 +38,13 @@ def show(parts: Sequence[Predictions], judging: Judging, fits: float | None) -> 
         raise InputError("--design: the run has no fit to learn from: name one that has ended, with two seeds or more")
     groups = predictions.all_groups(parts)
     terms = conditions_of(table, metrics, margins(judging, metrics), groups, metrics)
-    without_longer = {cell: each for cell, each in table.items() if not cell.longer}
     family, _ = compared(
-        without_longer, margins(judging, metrics), judging.level, base=judging.against, groups=groups, metrics=metrics
+        predictions.without_longer(table),
+        margins(judging, metrics),
+        judging.level,
+        base=judging.against,
+        groups=groups,
+        metrics=metrics,
     )
     able = [each for each in family if not each.reason and not each.equals]
     if not able:
@@ -96,7 +100,7 @@ def _of_target(
     budgets = sorted({cell.budget for cell in right})
     overs = [*([tuple(budgets)] if len(budgets) > 1 else []), *((budget,) for budget in budgets)]
     pilots = [each for over in overs for each in design.measured(right, every, over, conditions, judging.against)]
-    pilots.sort(key=lambda each: [member for member in every].index((each.source, each.strategy)))
+    pilots.sort(key=lambda each: list(every).index((each.source, each.strategy)))
     unit = units.of_differences(conditions.metric)
     console.show(
         Table(

@@ -148,7 +148,7 @@ def _whole(experiment: Experiment) -> Experiment:
     return experiment if whole is None else experiment._replace(target=whole)
 
 
-def test_set_of(task: Task) -> str:
+def digest_of_test_set(task: Task) -> str:
     """The digest that a ledger knows a test set by: of its whole targets, and groups."""
     task = task.whole if isinstance(task, HalfTask) and task.whole else task
     groups = task.test.groups
@@ -164,9 +164,9 @@ def _digest_of_set(targets: np.ndarray, groups: np.ndarray | None) -> str:
 
 def refuse_evals(half: str, experiments: Sequence[Experiment], tasks: Collection[Task]) -> None:
     """Raise InputError if a further test set is a halved one, whole: it would show the other half."""
-    halves = {test_set_of(each.target): each.target.name for each in experiments if half != "all"}
+    halves = {digest_of_test_set(each.target): each.target.name for each in experiments if half != "all"}
     for task in tasks:
-        if (name := halves.get(test_set_of(task))) is not None:
+        if (name := halves.get(digest_of_test_set(task))) is not None:
             raise InputError(f"--eval: {task.name} is the test set of '{name}', of which --{half} is to see one half")
 
 
@@ -356,7 +356,7 @@ def enter(
     file = files.place(options.ledger, "ledger")
     by_set: dict[str, list[Experiment]] = {}
     for experiment in experiments:
-        by_set.setdefault(test_set_of(experiment.target), []).append(experiment)
+        by_set.setdefault(digest_of_test_set(experiment.target), []).append(experiment)
     notes: list[str] = []
     number, fits = 0, ""
     with ledger.opened(file, options.false_discoveries, console.say) as book:
@@ -369,7 +369,7 @@ def enter(
             else:
                 number, fits = _register(book, test_set, registration, tried, name), tried.fits
             notes += before
-    sets = {each.target.name: test_set_of(each.target) for each in experiments}
+    sets = {each.target.name: digest_of_test_set(each.target) for each in experiments}
     return Entered(file, options.half, sets, tuple(notes), registration, number, fits)
 
 

@@ -232,16 +232,25 @@ def working_directory() -> list[str]:
 def of_another_experiment(workdir: Path, settings: Settings) -> bool:
     """Whether a run directory is there and holds another experiment than these settings'; raises InputError as `opened`
     does for a flagfile that is not as it was written."""
-    file = workdir / "flags.flags"
-    if not file.is_file():
+    if not (workdir / "flags.flags").is_file():
         return False
-    recorded = _values(line for line in flags_text(file).splitlines() if line.startswith("--"))
+    recorded = recorded_flags(workdir)
     unsaid = {name: [written(value)] for name, value in settings.of_older_runs().items()}
     try:
         _refuse_another_experiment(workdir, unsaid | recorded, _values(settings.flagfile_lines()))
     except InputError:
         return True
     return False
+
+
+def recorded_flags(workdir: Path) -> dict[str, list[str]]:
+    """{flag: its values, in order} in the flagfile of a run directory; {} where there is none.
+
+    Raises InputError for one that is not as it was written.
+    """
+    file = workdir / "flags.flags"
+    text = flags_text(file) if file.is_file() else ""
+    return _values(line for line in text.splitlines() if line.startswith("--"))
 
 
 def _values(lines: Iterable[str]) -> dict[str, list[str]]:

@@ -44,6 +44,7 @@ from tljax.data.images import OTHER_CHANNELS
 from tljax.initialization import Initialization, Look, Start
 from tljax.low_rank import LowRank
 from tljax.models import randomness
+from tljax.study import summary
 from tljax.study.results import Result
 from tljax.train import flops, vectorize
 from tljax.train.step import state_modes
@@ -64,6 +65,12 @@ class NamedStrategy(NamedTuple):
     """Digest of its files: what an edit changes."""
     spec: str = ""
     """What stands after NAME= if the flags give it a name, else "": a line of results keeps both."""
+
+
+def label_in_results(strategy: NamedStrategy) -> str:
+    """What tables and verdicts call a strategy, by the line of results that a fit of it will have."""
+    options, spec = strategy.options, strategy.spec or None
+    return summary.label(Result(name="", target="", strategy=strategy.name, options=options, spec=spec, seed=0))
 
 
 def read_strategies(texts: Sequence[str]) -> tuple[NamedStrategy, ...]:

@@ -211,11 +211,14 @@ def read_study(folder: Path) -> StudyRecord:
     )
 
 
+def without_longer(table: Right) -> Right:
+    """The scores, except those of scratch with the source's steps added."""
+    return {cell: fits for cell, fits in table.items() if not cell.longer}
+
+
 def _end_of_run(folder: Path) -> str:
     """Which parameters of its fits a run directory's verdicts are of, as its flags say."""
-    file = folder / "flags.flags"
-    lines = directory.flags_text(file).splitlines() if file.is_file() else []
-    return next((line.partition("=")[2] for line in lines if line.startswith("--verdict_of=")), "last")
+    return directory.recorded_flags(folder).get("verdict_of", ["last"])[0]
 
 
 def end_of(parts: Sequence[Predictions]) -> str:

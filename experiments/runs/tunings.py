@@ -13,7 +13,7 @@ from experiments.runs.judging import Judging
 from experiments.runs.predictions import Predictions
 from tljax import plugins
 from tljax.study import units
-from tljax.study.verdicts import Comparison
+from tljax.study.verdicts import Comparison, named_among
 from tljax.types import InputError
 
 
@@ -23,7 +23,7 @@ def searches(text: str | None) -> list[str]:
     They must have the same ranges and numbers of trials, and each another --tuning_seed.
     """
     names = [name for name in plugins.split(text or "", ",") if name]
-    known = {name: search_lines(Path(name)) for name in names} if len(names) > 1 else {}
+    known = {name: directory.recorded_flags(Path(name)) for name in names} if len(names) > 1 else {}
     seeds = {name: lines.get("tuning_seed", ["0"]) for name, lines in known.items()}
     for name in names[1:]:
         for flag in ("space", "trials", "search_seeds"):
@@ -37,27 +37,13 @@ def searches(text: str | None) -> list[str]:
     return names
 
 
-def search_lines(search: Path) -> dict[str, list[str]]:
-    """{flag: its values} in the flagfile of a search's run directory; {} where there is none.
-
-    Raises InputError for one that is not as it was written.
-    """
-    file = search / "flags.flags"
-    lines: dict[str, list[str]] = {}
-    for line in directory.flags_text(file).splitlines() if file.is_file() else ():
-        if line.startswith("--"):
-            name, _, value = line[2:].partition("=")
-            lines.setdefault(name, []).append(value)
-    return lines
-
-
 def notes(
     names: Sequence[str], judged: Sequence[Predictions], others: Sequence[Sequence[Predictions]], judging: Judging
 ) -> list[str]:
     """What a page says of the search, and of the differences under the recipes of its repetitions, `others`."""
     if not names:
         return []
-    lines = search_lines(Path(names[0]))
+    lines = directory.recorded_flags(Path(names[0]))
     texts = [f"searched: {'; '.join(lines['space'])}, {lines['trials'][-1]} trials each"] if "space" in lines else []
     if not others:
         return [*texts, "tuned once: how far another search would move the differences is not known"]
@@ -85,7 +71,7 @@ def spread(family: Sequence[Comparison], repeated: Sequence[Mapping[tuple[object
             words = [other.word or "not judged" for other in (comparison, *beside)]
             agreed = "" if len(set(words)) == 1 else f": {', '.join(words)}"
             width = units.difference(comparison.metric, max(means) - min(means)).lstrip("+")
-            each.append(f"{_named(comparison, family)} {shown} (a range of {width}{agreed})")
+            each.append(f"{named_among(comparison, family)} {shown} (a range of {width}{agreed})")
     if not each:
         return []
     return [
@@ -96,14 +82,3 @@ def spread(family: Sequence[Comparison], repeated: Sequence[Mapping[tuple[object
 
 def _place(comparison: Comparison) -> tuple[object, ...]:
     return comparison.source, comparison.target, comparison.strategy, comparison.budgets
-
-
-def _named(comparison: Comparison, among: Sequence[Comparison]) -> str:
-    """A strategy, with its labels or its tasks where it is among the comparisons more than once."""
-    same = [each for each in among if each.strategy == comparison.strategy]
-    text = comparison.strategy
-    if len({each.budgets for each in same}) > 1:
-        text += f" at {comparison.budgets[0]:,} labels"
-    if len({(each.source, each.target) for each in same}) > 1:
-        text += f" from {comparison.source} to {comparison.target}"
-    return text

@@ -13,14 +13,13 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from experiments.runs import predictions
+from experiments.runs import plan, predictions
 from experiments.runs.judging import Judging, margins
-from experiments.runs.plan import Experiment, NamedStrategy
+from experiments.runs.plan import Experiment
 from experiments.runs.predictions import Predictions
 from experiments.runs.settings import Settings
 from tljax.study import sequences
-from tljax.study.results import Result
-from tljax.study.summary import label, listed
+from tljax.study.summary import listed
 from tljax.study.verdicts import Comparison, compared
 from tljax.types import InputError
 
@@ -54,7 +53,7 @@ def of_a_plan(judging: AnyJudging, most: int) -> AnyJudging:
 def family(parts: Sequence[Predictions], judging: Judging) -> list[Comparison]:
     """The verdicts on all fits there are so far, by the method that `judging` says."""
     on, metrics = judging.verdict_on, predictions.metrics_of(parts, judging.verdict_on)
-    table = {cell: fits for cell, fits in predictions.right(parts, on).items() if not cell.longer}
+    table = predictions.without_longer(predictions.right(parts, on))
     judged, _ = compared(
         table,
         margins(judging, metrics),
@@ -92,15 +91,9 @@ def open_strategies(experiment: Experiment, wanted: Collection[tuple[str | None,
     chosen = [
         strategy
         for strategy in experiment.strategies
-        if (None if strategy.name == "scratch" else source, target, _label(strategy)) in wanted
+        if (None if strategy.name == "scratch" else source, target, plan.label_in_results(strategy)) in wanted
     ]
     return experiment._replace(strategies=tuple(chosen))
-
-
-def _label(strategy: NamedStrategy) -> str:
-    """The name that tables have for it."""
-    name, options, spec = strategy.name, strategy.options, strategy.spec or None
-    return label(Result(name="", target="", strategy=name, options=options, spec=spec, seed=0))
 
 
 def line(judged: Sequence[Comparison], seeds: int, more: int) -> str:

@@ -659,7 +659,7 @@ def _lacking(comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
     lacking: dict[str, list[str]] = {}
     for each in comparisons:
         if not each.word and each.reason:
-            lacking.setdefault(each.reason, []).append(_place(each, comparisons))
+            lacking.setdefault(each.reason, []).append(named_among(each, comparisons))
     return lacking
 
 
@@ -704,14 +704,15 @@ what it freezes."""
 def _named(comparison: Comparison, among: Sequence[Comparison]) -> str:
     """A strategy with its difference and the ends of its interval, since a mean alone says more than is known."""
     low, high = (units.difference(comparison.metric, end).split(" ")[0] for end in (comparison.low, comparison.high))
-    return f"{_place(comparison, among)} ({units.difference(comparison.metric, comparison.mean)}, {low} to {high})"
+    return f"{named_among(comparison, among)} ({units.difference(comparison.metric, comparison.mean)}, {low} to {high})"
 
 
-def _place(comparison: Comparison, among: Sequence[Comparison]) -> str:
+def named_among(comparison: Comparison, among: Sequence[Comparison]) -> str:
     """A strategy, with its source and target, or its budget, where there are several of them."""
     text = comparison.strategy
     if len({other.budgets for other in among if other[:3] == comparison[:3]}) > 1:
         text += f" at {comparison.budgets[0]:,} labels"
     if len({(other.source, other.target) for other in among}) > 1:
-        text += f" from {comparison.source} to {comparison.target}"
+        tasks = f"from {comparison.source} to {comparison.target}" if comparison.source else f"on {comparison.target}"
+        text += f" {tasks}"
     return text

@@ -555,11 +555,9 @@ def part_of_average(average: Average, trains: Mask) -> tuple[Average, Average]:
 
 def joined_average(moving: Average, resting: Average) -> Average:
     """The whole average, from the two parts of `part_of_average`."""
-    params, places = (
-        masks.join(moving.params, resting.params),
-        [p for p in (moving.places, resting.places) if p is not None],
-    )
-    return Average(params, moving.model_state, masks.join(*places) if len(places) == 2 else next(iter(places), None))
+    params = masks.join(moving.params, resting.params)
+    placed = [part.places for part in (moving, resting) if part.places is not None]
+    return Average(params, moving.model_state, masks.join(*placed) if len(placed) == 2 else next(iter(placed), None))
 
 
 def with_average(params: Params, model_state: ModelState, average: Average) -> tuple[Params, ModelState]:
