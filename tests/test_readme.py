@@ -1,4 +1,4 @@
-"""README.md and experiments/README.md are true: every command and every piece of code in them runs."""
+"""README.md, experiments/README.md and the pages beside them are true: their commands and pieces of code run."""
 
 import csv
 import re
@@ -35,9 +35,14 @@ from tljax import models
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+SPEED = (ROOT / "experiments" / "benchmark" / "README.md").read_text(encoding="utf-8")
 COMMANDS_OF = {
     page: [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
-    for page, text in (("README.md", TEXT), ("experiments/README.md", PROJECT))
+    for page, text in (
+        ("README.md", TEXT),
+        ("experiments/README.md", PROJECT),
+        ("experiments/benchmark/README.md", SPEED),
+    )
 }
 COMMANDS = [line for lines in COMMANDS_OF.values() for line in lines]
 [STRATEGY, LOOP, SUITE], [SOURCE, WEIGHTS, ELSEWHERE] = (
@@ -243,17 +248,30 @@ def test_the_loop_of_ones_own_trains_the_head_alone():
     assert (scope["params"]["head"]["kernel"] != 1).all()
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "experiments/README.md", "tljax/README.md", "tljax/strategies/README.md"]
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for place in ("*.md", "tljax/**/*.md", "experiments/**/*.md")
+    for page in ROOT.glob(place)
 )
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+    """Of every page: to a file that is there, and to a heading that it has."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose((ROOT / page).read_text(encoding="utf-8"))):
+        if link.startswith("https://"):
+            continue
         file, _, title = link.partition("#")
-        found = (ROOT / page).parent / file
-        assert found.exists(), link
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
         if title:
-            titles = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.M)
-            assert title in {re.sub(r"[^\w-]", "", one.lower().replace(" ", "-")) for one in titles}, link
+            headings = re.findall(r"^#+ (.*)$", prose(target.read_text(encoding="utf-8")), re.M)
+            assert title in {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}, link
+
+
+def prose(text: str) -> str:
+    """The page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
 
 
 def test_the_table_names_strategies_that_there_are():
