@@ -35,7 +35,9 @@ from tljax import models
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8")
 SPEED = (ROOT / "experiments" / "benchmark" / "README.md").read_text(encoding="utf-8")
+STRATEGIES = (ROOT / "tljax" / "strategies" / "README.md").read_text(encoding="utf-8")
 COMMANDS_OF = {
     page: [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
     for page, text in (
@@ -45,8 +47,8 @@ COMMANDS_OF = {
     )
 }
 COMMANDS = [line for lines in COMMANDS_OF.values() for line in lines]
-[STRATEGY, LOOP, SUITE], [SOURCE, WEIGHTS, ELSEWHERE] = (
-    re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT)
+[STRATEGY, LOOP, SUITE], [SOURCE, WEIGHTS, ELSEWHERE], [NOISE] = (
+    re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT, RESULTS)
 )
 PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
@@ -92,7 +94,7 @@ def test_the_studies_of_the_first_page_are_planned_as_it_says():
     """Eight seeds, sources anew with each, a margin of a point, and what is judged; the tables have those budgets."""
     expected = {"helps": "5/class", "helps_cnn": "5/class", "hurts": "budgets"}
     for name, family in expected.items():
-        assert f"--flagfile=experiments/flags/{name}.flags" in TEXT
+        assert f"--flagfile=experiments/flags/{name}.flags" in RESULTS
         lines = (ROOT / "experiments" / "flags" / f"{name}.flags").read_text().splitlines()
         flags = dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
         assert (flags["seeds"], flags["margin"], flags["family"], flags["looks"]) == ("0-7", "1", family, "1")
@@ -115,11 +117,13 @@ def test_the_kinds_of_lora_have_the_rates_seeds_and_margin_that_the_page_says():
     model = models.build(flags["lora"]["model"], 26, hidden=(), activation="relu")
     assert [name for name in models.names(model) if name.startswith("block")] == [f"block_{i}" for i in range(6)]
     assert (flags["lora_shared"]["margin"], flags["lora_shared"]["learning_rate"]) == ("1", "0.003")
-    assert "--runs=runs/lora --margin=1 --against=lora" in TEXT and "all at\none rate, 0.003" in TEXT
+    assert "--runs=runs/lora --margin=1 --against=lora" in RESULTS and "at one rate, 0.003" in " ".join(RESULTS.split())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("experiments/README.md", 27)])
+@pytest.mark.parametrize(
+    ("page", "count"), [("README.md", 3), ("experiments/README.md", 27), ("experiments/RESULTS.md", 8)]
+)
 def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
     """All but those on the complete data, and chaos; three steps of one seed each. Reports draw in `report` alone."""
     monkeypatch.chdir(tmp_path)
@@ -129,9 +133,10 @@ def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
     (tmp_path / "FOLDER").mkdir()
     Image.fromarray(np.eye(28, dtype=np.uint8)).save(tmp_path / "FOLDER" / "line.png")
     ran = 0
+    elsewhere = COMMANDS_OF["README.md"] if page != "README.md" else ()
     for line in COMMANDS_OF[page]:
         python, dash, program, *arguments = shlex.split(line)
-        if line in COMMANDS[:2] or dash in ("tests/chaos.py", "tests/on_a_gpu.py"):
+        if line in COMMANDS[:2] or line in elsewhere or dash in ("tests/chaos.py", "tests/on_a_gpu.py"):
             continue
         assert (python, dash) == ("python", "-m")
         if "--manual_dir=DIR" in arguments or "lite0.safetensors" in line:
@@ -277,5 +282,24 @@ def prose(text: str) -> str:
 def test_the_table_names_strategies_that_there_are():
     from experiments.runs import command_line
 
-    named = {name.split(":")[0] for name in re.findall(r"^\| `([^`]+)` \|", TEXT, re.M)}
+    table = STRATEGIES.partition("## The strategies that come with tljax")[2].partition("\n## ")[0]
+    named = {name.split(":")[0] for name in re.findall(r"^\| `([^`]+)` \|", table, re.M)}
     assert len(named) > 15 and named <= set(command_line.strategies())
+
+
+def test_the_first_page_is_short_and_names_every_strategy_with_their_number():
+    from experiments.runs import command_line
+
+    assert len(TEXT.splitlines()) <= 250 and TEXT.index("## What it is for") < len("\n".join(TEXT.splitlines()[:60]))
+    section = TEXT.partition("## Strategies")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section[section.index("\n- ") : section.index("\n`--strategies=")]))
+    assert named == set(command_line.strategies()) and section.strip().startswith(f"{len(named)} ")
+
+
+@pytest.mark.slow
+def test_the_noise_of_the_page_scores_as_it_says(capsys):
+    exec(NOISE, {})
+    rows = [[float(number) for number in row.split()] for row in capsys.readouterr().out.splitlines()]
+    [table] = re.findall(r"^```text\n(  8 .*?)```", RESULTS, re.S | re.M)
+    expected = [[float(number) for number in row.split()] for row in table.splitlines()]
+    np.testing.assert_allclose(rows, expected, atol=0.011, rtol=1e-5)
