@@ -57,6 +57,8 @@ def test_groups_stay_together():
     few = task(30, np.arange(30) % 15)
     with pytest.raises(InputError, match="has 15 groups of test examples, and each half needs 8"):
         confirmation.halved(few, "explore")
+    with pytest.raises(InputError, match="has 1 group of test examples, and each half needs 8"):
+        confirmation.halved(task(30, np.zeros(30, int)), "explore")
 
 
 def test_flags_that_lack_one_another_are_refused():

@@ -5,6 +5,7 @@ margin takes alone and in the family, and what the test items forbid whatever th
 of the one that decides most.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,21 @@ from experiments.pages import tables
 from experiments.runs import command_line, console, predictions
 from experiments.runs.console import Cell as TableCell
 from experiments.runs.console import Table
-from experiments.runs.judging import Judging, from_record, margins, require_valid, with_margin, with_primary_family
+from experiments.runs.judging import (
+    Judging,
+    from_record,
+    judged,
+    margins,
+    require_valid,
+    with_margin,
+    with_primary_family,
+)
 from experiments.runs.predictions import Predictions
 from tljax.study import design, sample_size, units
 from tljax.study.design import Cost, Design, Measured
-from tljax.study.results import Result
+from tljax.study.results import Result, SeedAndDraw
 from tljax.study.summary import listed
-from tljax.study.verdicts import Conditions, Right, compared, conditions_of
+from tljax.study.verdicts import Conditions, Right, conditions_of
 from tljax.types import InputError
 
 SHOWN = 12
@@ -38,14 +47,7 @@ def show(parts: Sequence[Predictions], judging: Judging, fits: float | None) -> 
         raise InputError("--design: the run has no fit to learn from: name one that has ended, with two seeds or more")
     groups = predictions.all_groups(parts)
     terms = conditions_of(table, metrics, margins(judging, metrics), groups, metrics)
-    family, _ = compared(
-        predictions.without_longer(table),
-        margins(judging, metrics),
-        judging.level,
-        base=judging.against,
-        groups=groups,
-        metrics=metrics,
-    )
+    family, _ = judged(parts, replace(judging, family="area", looks=1, primary_family=(), until=None), table)
     able = [each for each in family if not each.reason and not each.equals]
     if not able:
         reasons = listed(dict.fromkeys(each.reason for each in family)) or "there is no strategy beside its base"
@@ -102,20 +104,23 @@ def _of_target(
     pilots = [each for over in overs for each in design.measured(right, every, over, conditions, judging.against)]
     pilots.sort(key=lambda each: list(every).index((each.source, each.strategy)))
     unit = units.of_differences(conditions.metric)
+    crossed = any(each.components.of_draws for each in pilots)
+    parts = [*(OF_DRAWS if crossed else OF_SEEDS), *_OF_ITEMS[conditions.groups is not None]]
     console.show(
         Table(
             units.headed(f"where the variance of a difference from {judging.against} comes from, {target}", unit),
-            ["strategy", "source", "labels", "pairs", "difference", *_COMPONENTS[conditions.groups is not None]],
+            ["strategy", "source", "labels", "pairs", "difference", *parts],
             [_components(each, conditions) for each in pilots],
             3,
         ),
         [
-            "a seed draws source, head, order and labels anew, as far as none of these is pinned: its standard "
-            "deviation is of all of them together",
+            (_CROSSED if crossed else _TOGETHER),
             "the standard error of items is that of the mean over these test examples drawn anew, whatever the seeds; "
             "the rest is of one fit",
         ],
     )
+    if crossed:
+        _at_equal_fits(pilots, conditions, unit)
     margin = units.factor(conditions.metric) * conditions.margin
     family = max(len(primary), 1)
     title = f"seeds that a margin of {margin:g} {unit} takes with a chance of {100 * sample_size.POWER:.0f} %"
@@ -144,24 +149,60 @@ def _of_target(
     )
 
 
-_COMPONENTS = {
-    False: ("sd of seeds", "se of items", "sd of the rest"),
-    True: ("sd of seeds", "se of groups", "se of items alone", "sd of the rest"),
+OF_SEEDS, OF_DRAWS = ("sd of seeds",), ("sd of seeds", "sd of draws", "sd of both")
+"""The headings of the components of fits, and where draws of labels were crossed with seeds."""
+_OF_ITEMS = {
+    False: ("se of items", "sd of the rest"),
+    True: ("se of groups", "se of items alone", "sd of the rest"),
 }
-"""Whether items are in groups -> the headings of the components."""
+"""Whether items are in groups -> the headings of the components of items."""
+_TOGETHER = (
+    "a seed draws source, head, order and labels anew, as far as none of these is pinned: its standard deviation is of "
+    "all of them together"
+)
+_CROSSED = (
+    "each seed of source, head and order had each draw of labels: standard deviations are of either, and of what one "
+    "seed does with one draw beside its mean; in what follows each seed draws labels of its own, as without --draws"
+)
+
+
+def _at_equal_fits(pilots: Sequence[Measured], conditions: Conditions, unit: str) -> None:
+    """Print how well as many fits know a mean, with draws of labels crossed with seeds and without."""
+    factor = units.factor(conditions.metric) * conditions.scale
+    digits = max(units.digits(conditions.metric), 2)
+    rows = []
+    for each in (each for each in pilots if each.components.of_draws):
+        apart = each.components.of_draws
+        assert apart
+        seeds, draws = apart.numbers
+        errors = (apart.error(seeds, draws), math.hypot(*apart[:3]) / math.sqrt(seeds * draws))
+        texts = (f"{factor * error:.{digits}f}" for error in errors)
+        about = (each.strategy, each.source or tables.NOTHING, _labels(each.budgets))
+        rows.append(list(map(TableCell, (*about, f"{seeds} x {draws}", *texts))))
+    console.show(
+        Table(
+            f"standard error of a mean over as many fits, of seeds and labels alone{f' ({unit})' if unit else ''}",
+            ["strategy", "source", "labels", "seeds x draws", "crossed", "a seed and a draw each"],
+            rows,
+            3,
+        ),
+        ["crossed, a source serves all draws of its seed; else each fit on the target takes a source of its own"],
+    )
 
 
 def _components(each: Measured, conditions: Conditions) -> list[TableCell]:
-    """A row of the table of components: the standard deviation over seeds, that of the mean by the items, the rest."""
+    """A row of the table of components: the standard deviations over seeds (and draws), the mean's by the items, the
+    rest."""
     factor = units.factor(conditions.metric) * conditions.scale
     digits = units.digits(conditions.metric)
     seeds, items, rest = each.components.spread()
-    parts = [seeds, items, rest]
-    if each.of_single_items is not None:
-        parts.insert(2, each.of_single_items.spread()[1])
+    apart = each.components.of_draws
+    single = [] if each.of_single_items is None else [each.of_single_items.spread()[1]]
+    parts = [*((seeds,) if apart is None else apart[:3]), items, *single, rest]
+    pairs = each.components.fits if apart is None else math.prod(apart.numbers)
     difference = tables.signed(factor * each.components.mean, digits)
     texts = [f"{factor * part:.{max(digits, 2)}f}" for part in parts]
-    about = (each.strategy, each.source or tables.NOTHING, _labels(each.budgets), str(each.components.fits))
+    about = (each.strategy, each.source or tables.NOTHING, _labels(each.budgets), str(pairs))
     return list(map(TableCell, (*about, difference, *texts)))
 
 
@@ -194,10 +235,12 @@ def _designs(
 ) -> None:
     """Print the designs of one target, and the flags of the first."""
     budgets = sorted({cell.budget for cell in right})
-    seeds = sorted({seed for each in right.values() for seed in each})
+    every = {replicate for each in right.values() for replicate in each}
+    seeds = {each.seed if isinstance(each, SeedAndDraw) else each for each in every}
+    draws = {each.draw for each in every if isinstance(each, SeedAndDraw)}
     sources = len({source for source, _ in members})
-    spent = len([seed for each in right.values() for seed in each])
-    spent_in_all = spent + len(seeds) * sources * (cost.source + cost.longer * len(budgets))
+    spent = sum(map(len, right.values()))
+    spent_in_all = spent + sources * (len(seeds) * cost.source + len(every) * cost.longer * len(budgets))
     limit = spent_in_all if fits is None else fits
     ranked = design.designs(right, members, conditions, level, limit, judging.against, cost)
     several = sources > 1
@@ -215,7 +258,7 @@ def _designs(
             "outside the primary family is exploratory",
         ],
     )
-    best, first = ranked[0], max(seeds) + 1
+    best, first = ranked[0], max(seeds | draws) + 1
     names = listed_flags(best)
     console.say(
         "  the design that decides most, as flags (name them before the run, and leave the others as they are):"

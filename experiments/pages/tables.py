@@ -403,6 +403,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
     rows = []
     for comparison in family:
         word, groups, metric = comparison.word, comparison.groups, comparison.metric
+        in_groups = "" if groups is None else f"in {count(groups)} {'group' if groups == 1 else 'groups'}"
         cells = [
             Cell(comparison.strategy, _about(comparison)),
             Cell(word or NOTHING, SIZES.get(comparison.size, "") if word in ("positive", "negative") else ""),
@@ -415,7 +416,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
             Cell(units.shown(metric, comparison.margin)),
             Cell(labels_of(comparison.budgets)),
             Cell(count(comparison.fits)),
-            Cell(count(comparison.items), "" if groups is None else f"in {count(groups)} groups"),
+            Cell(count(comparison.items), in_groups),
         ]
         rows.append((place(comparison.source, comparison.target), cells))
     return Table("Verdicts", ["Strategy", "Verdict", *numbers], grouped(rows), 2 if shared or not family else 3)

@@ -112,7 +112,8 @@ def halved(task: Task, half: str) -> Task:
     units_of, what = np.unique(numbers), "test examples" if groups is None else "groups of test examples"
     least = 2 if groups is None else statistics.MIN_GROUPS
     if len(units_of) < 2 * least:
-        raise InputError(f"--{half}: {task.name} has {len(units_of)} {what}, and each half needs {least}")
+        there = _count(len(units_of), "test example" if groups is None else "group of test examples", what)
+        raise InputError(f"--{half}: {task.name} has {there}, and each half needs {least}")
     rows = np.isin(numbers, _half(units_of, half))
     chosen = len(units_of) // 2 if half == "confirm" else -(-len(units_of) // 2)
     note = f"{half}: {chosen:,} of {len(units_of):,} {what}"
@@ -324,6 +325,7 @@ class _Planned(NamedTuple):
     methods: tuple[str, ...]
     """Each strategy with a digest of its recipe and source: what is tried."""
     seeds: tuple[int, ...]
+    """With the draws of labels that are crossed with them: draw 3 has the labels of seed 3."""
     fits: str
     """A digest of the keys of the fits on the whole test set."""
     keys: tuple[str, ...]
@@ -382,7 +384,7 @@ def _planned(experiments: Sequence[Experiment], against: str) -> _Planned:
     for experiment in map(_whole, experiments):
         for key, job in plan.planned(experiment).items():
             keys.add(key)
-            seeds.add(job.seed)
+            seeds |= {job.seed} | ({job.result.draw} if job.result.draw is not None else set())
             name = summary.label(job.result)
             method = _method(job.result, experiment.source.name if experiment.source else None)
             if name == against:
@@ -496,7 +498,8 @@ def enter_report(place: str, parts: Sequence[Predictions], against: str) -> list
                 _method(row, row.source) for row in new if summary.label(row) not in ("scratch", against)
             )
             fits = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
-            seeds = tuple(sorted({row.seed for row in members}))
+            draws = {row.draw for row in members if row.draw is not None}
+            seeds = tuple(sorted({row.seed for row in members} | draws))
             tried = _Planned(tuple(methods), seeds, fits, tuple(sorted(keys)), half_set)
             same = next((entry for entry in known if _is_of_look(members, entry)), None)
             if same is not None:
@@ -513,7 +516,11 @@ def _is_of_look(rows: Sequence[Result], look: Mapping[str, Any]) -> bool:
     of_look = {(row.recipe, row.train_examples) for row in rows if row.key[:KEY] in known}
     return all(
         row.key[:KEY] in known
-        or (row.recipe is not None and row.seed in seeds and (row.recipe, row.train_examples) in of_look)
+        or (
+            row.recipe is not None
+            and {row.seed, row.draw} - {None} <= seeds
+            and (row.recipe, row.train_examples) in of_look
+        )
         for row in rows
     )
 

@@ -9,6 +9,7 @@ accuracy, else real numbers. `statistics` takes scores of the size of 1. Real on
 `scale`, and what it says of them is multiplied by it again.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import numpy as np
 import scipy
 
 from tljax.study import sample_size, sequences, statistics, units
-from tljax.study.results import Result
+from tljax.study.results import Replicate, Result, SeedAndDraw
 from tljax.study.sample_size import SeedsNeeded
 from tljax.study.summary import Curves, listed
 from tljax.study.units import ACCURACY
@@ -39,7 +40,7 @@ class Comparison(NamedTuple):
     """Labels: one number of examples, or all that the area under the budget curve is over."""
     against: str
     fits: int
-    """Pairs of one seed."""
+    """Pairs of one seed (of one seed and draw of labels, where these are crossed)."""
     items: int
     """Test examples."""
     mean: float
@@ -119,9 +120,9 @@ class Cell(NamedTuple):
     """Whether it is scratch with the source's steps added to its own."""
 
 
-Right = Mapping[Cell, Mapping[int, np.ndarray]]
-"""{cell: {seed: scores on the test examples, [items]}}: bool, which examples the fit gets right; float of a metric
-other than accuracy, more is better; of a diverged fit `DivergedScores`."""
+Right = Mapping[Cell, Mapping[Replicate, np.ndarray]]
+"""{cell: {seed, or seed and draw: scores on the test examples, [items]}}: bool, which examples the fit gets right;
+float of a metric other than accuracy, more is better; of a diverged fit `DivergedScores`."""
 
 Groups = Mapping[str, np.ndarray | None]
 """{test set, by the name of its target (or source, of retention): which test examples are alike, int [items], or
@@ -189,15 +190,30 @@ def area(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarr
     """Differences of the area under the budget curve, over pairs that all budgets share: float64 [pairs, items].
 
     The mean over the logarithm of the label budget, by trapezoids; cells and bases are in the order of the budgets.
+    Where draws of labels are crossed with seeds the pairs are [seeds, draws, items]. Raises InputError where not every
+    seed has every draw.
+
+    >>> cells = [Cell("a", "b", name, 10) for name in ("full", "scratch")]
+    >>> fits = {SeedAndDraw(seed, draw): np.array([True, seed > draw]) for seed in range(2) for draw in range(3)}
+    >>> area({cell: fits for cell in cells}, cells[:1], cells[1:]).shape
+    (2, 3, 2)
     """
     common = shared(right, (*cells, *bases))
+    crossed = [each for each in common if isinstance(each, SeedAndDraw)]
+    seeds, draws = ({each[i] for each in crossed} for i in (0, 1))
+    if crossed and (len(crossed) < len(common) or len(common) < len(seeds) * len(draws)):
+        raise InputError(
+            f"fits of {cells[0].strategy} on {cells[0].target} are of {len(seeds)} seeds and {len(draws)} draws of "
+            f"labels, but {len(common)} in number: report runs by themselves, in which every seed has every draw"
+        )
     paired = {cell: {seed: right[cell][seed] for seed in common} for cell in (*cells, *bases)}
     parts = [differences(paired, cell, base) for cell, base in zip(cells, bases, strict=True)]
-    return np.tensordot(weights([cell.budget for cell in cells]), np.stack(parts), 1)
+    values = np.tensordot(weights([cell.budget for cell in cells]), np.stack(parts), 1)
+    return values.reshape(len(seeds), len(draws), -1) if crossed else values
 
 
-def shared(right: Right, cells: Sequence[Cell]) -> set[int]:
-    """The seeds under which every cell has a fit."""
+def shared(right: Right, cells: Sequence[Cell]) -> set[Replicate]:
+    """The seeds (and draws) under which every cell has a fit."""
     return set.intersection(*(set(right.get(cell, {})) for cell in cells))
 
 
@@ -341,7 +357,7 @@ def bases_of(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cel
 
 
 def _scores(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
-    """Paired differences of cells and their bases, float64 [pairs, items]; no pair where the base has no fits."""
+    """Paired differences of cells and their bases, as `area` has them; no pair where the base has no fits."""
     return area(right, cells, bases) if all(cell in right for cell in bases) else np.zeros((0, 0))
 
 
@@ -593,8 +609,8 @@ def alone(
         strategy=cells[0].strategy,
         budgets=tuple(cell.budget for cell in cells),
         against=against.format(base),
-        fits=scores.shape[0],
-        items=scores.shape[1],
+        fits=math.prod(scores.shape[:-1]),
+        items=scores.shape[-1],
         mean=mean,
         low=_possible(low) if rights else low,
         high=_possible(high) if rights else high,
