@@ -33,13 +33,13 @@ from experiments.runs import (
     console,
     costs,
     directory,
-    draws,
     evaluations,
     fit,
     looks,
     plan,
     predictions,
     process,
+    replicates,
     times,
     tuned,
     tunings,
@@ -96,6 +96,11 @@ class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
         None,
         "draws of labels apart from --seeds, as 0-4: every seed of source, head and order has each of them, and "
         "verdicts hold over seeds and draws",
+    )
+    seeds_apart: bool | None = flag(
+        None,
+        "deal --seeds out to the label budgets, as many to each as its :seeds=N says or an equal share: an area over "
+        "budgets is then known better by as many fits",
     )
     most: int = flag(40, "with --until=decided: the number of seeds at which it ends in any case", role="free")
     tuned: str | None = flag(
@@ -191,7 +196,7 @@ def _read(values: Mapping[str, Any], options: CompareFlags, typed: Collection[st
         settings = Settings.from_flags(**values)
     require_valid(options)
     confirmation.require_flags(options, options)
-    draws.require_flags(options.draws, settings, options.until)
+    replicates.require_flags(options.draws, options.seeds_apart, settings, options.until)
     asked = options
     seeds_of_rounds = until.rounds(options, settings, options.most)
     options = until.of_a_plan(options, options.most)
@@ -280,7 +285,8 @@ def _report(
     from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
     of_ledger = entered.notes if entered else ()
-    every_note = [*notes(study.parts, study.options), *tuning_notes, *several, *of_ledger]
+    repeated = replicates.notes(study.options.draws, study.options.seeds_apart, study.settings)
+    every_note = [*notes(study.parts, study.options), *repeated, *tuning_notes, *several, *of_ledger]
     page.show(folder, judged, study.judging, every_note, entered)
 
 
@@ -313,6 +319,7 @@ def planned(
     if settings.source and settings.source_checkpoint:
         raise InputError("--source and --source_checkpoint are both given: keep one")
     kind = "source" if settings.source else "source_checkpoint"
+    own_seeds = replicates.dealt(settings) if options.seeds_apart else None
     parts: list[Part] = []
     scratch: dict[Any, Part] = {}
     for target in targets:
@@ -323,7 +330,7 @@ def planned(
                 for arm in tuned.study_flags(pair, settings, options.tuned, typed)
             ]
             experiments = confirmation.with_halves(experiments, options.half)
-            experiments = [of_draw for each in experiments for of_draw in draws.crossed(each, options.draws)]
+            experiments = [each for whole in experiments for each in replicates.parted(whole, options.draws, own_seeds)]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             from_scratch = [_only(each, lambda name: name == "scratch") for each in experiments]
             from_source = [_only(each, lambda name: name != "scratch") for each in experiments]
@@ -405,8 +412,7 @@ def notes(parts: Sequence[Part], options: CompareFlags) -> list[str]:
     train_examples = [budget for part in parts for budget in part.experiment.settings.train_examples]
     tuning = tuned.tuning_note(options.tuned, train_examples, options.longer_scratch)
     spoken = spoken_of([variation(part.experiment) for part in parts])
-    of_draws = draws.note(options.draws, parts[0].experiment.settings.seeds)
-    return [tuning, *spoken, *of_draws, "they speak of these tasks alone", *sorted(data)]
+    return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
 
 
 def _say_looks(parts: Sequence[Part], judging: Judging, evals: Sequence[evaluations.Evaluation]) -> None:

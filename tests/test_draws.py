@@ -12,7 +12,7 @@ from test_programs import command, results, snapshot
 from experiments import compare, report
 from experiments.pages import compare as compare_page
 from experiments.pages import design as design_page
-from experiments.runs import draws, fit, plan, predictions
+from experiments.runs import fit, plan, predictions, replicates
 from experiments.runs.judging import Judging
 from experiments.runs.settings import Settings, parse_flags
 from tljax.study import asides, design, sample_size, sequences, statistics, verdicts
@@ -270,9 +270,9 @@ def settings(*flags):
 )
 def test_draws_that_do_not_go_are_refused_in_a_line(named, flags, until, says):
     with pytest.raises(InputError, match=says) as caught:
-        draws.require_flags(named, settings(*flags), until)
+        replicates.require_flags(named, None, settings(*flags), until)
     assert "\n" not in str(caught.value)
-    draws.require_flags(None, settings(*flags), until)
+    replicates.require_flags(None, None, settings(*flags), until)
 
 
 def line(tasks, folder, *more, **flags):

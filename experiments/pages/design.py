@@ -30,7 +30,7 @@ from tljax.study import design, sample_size, units
 from tljax.study.design import Cost, Design, Measured
 from tljax.study.results import Result, SeedAndDraw
 from tljax.study.summary import listed
-from tljax.study.verdicts import Conditions, Right, conditions_of
+from tljax.study.verdicts import Cell, Conditions, Right, bases_of, conditions_of, entering
 from tljax.types import InputError
 
 SHOWN = 12
@@ -52,6 +52,14 @@ def show(parts: Sequence[Predictions], judging: Judging, fits: float | None) -> 
     if not able:
         reasons = listed(dict.fromkeys(each.reason for each in family)) or "there is no strategy beside its base"
         raise InputError(f"--design: nothing of this run can be judged: {reasons}")
+    for each in able:
+        cells = [Cell(each.source, each.target, each.strategy, budget) for budget in each.budgets]
+        entered = entering(table, cells, bases_of(cells, judging.against))
+        if entered[0] != entered[-1]:
+            raise InputError(
+                "--design: label budgets of this run have seeds of their own (--seeds_apart), which do not tell how "
+                "errors at two budgets go together: name a run whose budgets share their seeds"
+            )
     level = 1 - (1 - judging.level) / (judging.looks * len(metrics))
     for target, conditions in terms.items():
         members = [(each.source, each.strategy) for each in able if each.target == target]
@@ -259,14 +267,56 @@ def _designs(
         ],
     )
     best, first = ranked[0], max(seeds | draws) + 1
-    names = listed_flags(best)
+    over_budgets = next((each for each in ranked if len(each.budgets) > 1), None)
     console.say(
         "  the design that decides most, as flags (name them before the run, and leave the others as they are):"
     )
-    console.say(f"  --strategies={','.join([judging.against, *names])}")
+    _flags(best, judging.against, ",".join(map(str, best.budgets)), f"{first}-{first + best.seeds - 1}")
+    if over_budgets:
+        of_budgets = {cell: fits for cell, fits in right.items() if cell.budget in over_budgets.budgets}
+        _allotment(over_budgets, of_budgets, conditions, judging.against, cost, first)
+
+
+def _flags(each: Design, against: str, train_examples: str, seeds: str) -> None:
+    names = listed_flags(each)
+    console.say(f"  --strategies={','.join([against, *names])}")
     console.say(f"  --primary_family={','.join(names)}")
-    console.say(f"  --train_examples={','.join(map(str, best.budgets))}")
-    console.say(f"  --seeds={first}-{first + best.seeds - 1}")
+    console.say(f"  --train_examples={train_examples}")
+    console.say(f"  --seeds={seeds}")
+
+
+def _allotment(each: Design, right: Right, conditions: Conditions, against: str, cost: Cost, first: int) -> None:
+    """Print what seeds of their own at each label budget of a design do to the variance of its areas, and the flags.
+
+    `right` has the cells of its budgets, `first` is the first seed that is fresh.
+    """
+    allotted, shares = design.allotments(right, each.members, conditions, against)
+    sources = len({source for source, _ in each.members})
+    pairs = int(each.fits / (len(each.members) + 1 + (cost.longer + cost.source) * sources) + 1e-9)
+    less = len(each.budgets) * each.seeds / pairs
+    rows = []
+    for member in allotted:
+        ratios = (f"{ratio:.2f}" for ratio in (member.equal, member.allotted, less * member.allotted))
+        rows.append(list(map(TableCell, (member.strategy, member.source or tables.NOTHING, *ratios))))
+    labels = zip(each.budgets, shares, strict=True)
+    console.show(
+        Table(
+            "seeds apart: variance of an area over that with shared seeds",
+            ["strategy", "source", "an equal share", "allotted", "allotted, for the same compute"],
+            rows,
+            2,
+        ),
+        [
+            f"each label budget has seeds of its own; allotted: {', '.join(f'{100 * share:.0f} % at {budget:,}' for budget, share in labels)}; by weight and "
+            "standard deviation, over all strategies of the family",
+            "it is the part of the fits, not of the items; the first two are for as many fits on the target; the last counts the source that each seed takes",
+        ],
+    )
+    numbers = design.seeds_of_budgets(shares, pairs)
+    texts = [f"{budget}:seeds={number}" for budget, number in zip(each.budgets, numbers, strict=True)]
+    console.say("  that, as flags:")
+    _flags(each, against, ",".join(texts), f"{first}-{first + sum(numbers) - 1}")
+    console.say("  --seeds_apart")
 
 
 def base_text(judging: Judging, cost: Cost) -> str:

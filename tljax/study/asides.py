@@ -17,7 +17,7 @@ from tljax.study import results as of_results
 from tljax.study import sequences, statistics, units
 from tljax.study.milestones import area_of, thresholds, time_of
 from tljax.study.results import Result
-from tljax.study.statistics import Interval
+from tljax.study.statistics import Interval, Scores
 from tljax.study.summary import Curves, along, counted_score, groups, label
 from tljax.study.verdicts import (
     NO_WORD,
@@ -29,7 +29,7 @@ from tljax.study.verdicts import (
     bases_of,
     binary,
     compared,
-    shared,
+    entering,
 )
 
 
@@ -103,7 +103,7 @@ def spreads(family: Sequence[Comparison], right: Right) -> list[Spread]:
     There the probability of outperforming is the share of pairs in which one is better, and 0.75 is proposed for what
     is meaningful. Its interval here is the exact one of Clopper and Pearson 1934, "The use of confidence or fiducial
     limits illustrated in the case of the binomial", ties counting against either end: a bootstrap of a few pairs that
-    all agree has no width.
+    all agree has no width. Where budgets have seeds of their own no pair is of all of them, and there is nothing.
     """
     rows = []
     for comparison in family:
@@ -111,7 +111,7 @@ def spreads(family: Sequence[Comparison], right: Right) -> list[Spread]:
             Cell(comparison.source, comparison.target, comparison.strategy, budget) for budget in comparison.budgets
         ]
         values = _paired(right, cells, bases_of(cells, _base_name(comparison)))
-        if len(values) > 1:
+        if isinstance(values, np.ndarray) and len(values) > 1:
             means = values.mean(-1)
             sd = float(means.std(ddof=1))
             effect = float(means.mean()) / sd if sd > 0 else math.copysign(math.inf, float(means.mean()))
@@ -140,9 +140,9 @@ def _base_name(comparison: Comparison) -> str:
     return comparison.against.removesuffix(" at equal target steps")
 
 
-def _paired(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
+def _paired(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> Scores:
     """Paired differences over these budgets, as `verdicts.area` has them; [0, 0] where there are none."""
-    if not all(cell in right for cell in (*cells, *bases)) or not shared(right, (*cells, *bases)):
+    if not all(cell in right for cell in (*cells, *bases)) or not all(entering(right, cells, bases)):
         return np.zeros((0, 0))
     return area(right, cells, bases)
 
@@ -165,7 +165,7 @@ def all_pairs(
     rows: list[Comparison] = []
     for target in dict.fromkeys(comparison.target for comparison in family):
         members = [comparison for comparison in family if comparison.target == target]
-        differing: list[tuple[Comparison, np.ndarray]] = []
+        differing: list[tuple[Comparison, Scores]] = []
         rights = True
         for source, budgets in dict.fromkeys((each.source, each.budgets) for each in members):
             alike = [each for each in members if (each.source, each.budgets) == (source, budgets)]
@@ -212,6 +212,7 @@ def by_class(
                 which[k] = of_class
         for i, cell in enumerate(cells):
             paired = _paired(right, [cell], bases_of([cell], base))
+            assert isinstance(paired, np.ndarray)  # of one budget
             values |= {(i, k): paired[..., rows_of] for k, rows_of in which.items() if len(paired) > 1}
         intervals = {
             key: _possible(_alone(scores, terms[target], level, len(values), which[key[1]]))
@@ -229,7 +230,7 @@ def _possible(interval: Interval) -> Interval:
     return interval._replace(low=max(interval.low, -1.0), high=min(interval.high, 1.0))
 
 
-def _together(values: Sequence[np.ndarray], conditions: Conditions, level: float) -> list[Interval]:
+def _together(values: Sequence[Scores], conditions: Conditions, level: float) -> list[Interval]:
     """Simultaneous intervals of differences, each [pairs, items], by the method of these conditions."""
     if conditions.sequence:
         return [_alone(scores, conditions, level, len(values)) for scores in values]
@@ -238,9 +239,7 @@ def _together(values: Sequence[np.ndarray], conditions: Conditions, level: float
     return [each._replace(mean=scale * each.mean, low=scale * each.low, high=scale * each.high) for each in intervals]
 
 
-def _alone(
-    scores: np.ndarray, conditions: Conditions, level: float, m: int, rows: np.ndarray | None = None
-) -> Interval:
+def _alone(scores: Scores, conditions: Conditions, level: float, m: int, rows: np.ndarray | None = None) -> Interval:
     """The interval of one of m comparisons by Bonferroni, [pairs, items]; `rows` are its test examples, None of all."""
     judge = sequences.interval if conditions.sequence else statistics.crossed
     named = conditions.groups if rows is None or conditions.groups is None else conditions.groups[rows]

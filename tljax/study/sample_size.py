@@ -16,7 +16,7 @@ import scipy
 from scipy import special
 
 from tljax.study import statistics
-from tljax.study.statistics import Squares
+from tljax.study.statistics import Apart, Scores, Squares
 from tljax.types import InputError
 
 POWER = 0.8
@@ -97,18 +97,21 @@ class SeedsNeeded(NamedTuple):
     equivalent_range: tuple[int | None, int | None]
 
 
-def components(scores: np.ndarray, groups: np.ndarray | None = None) -> Components:
+def components(scores: Scores, groups: np.ndarray | None = None) -> Components:
     """The components of a pilot's differences, float [fits, items], whose items may be in `groups`, int [items].
 
     They are the estimates of the analysis of variance (Searle, Casella and McCulloch 1992, "Variance components",
     chapter 4), with the least mean square of fits that `statistics.crossed` takes. Of differences [seeds, draws, items]
     they are those of a study whose every seed has a draw of labels of its own, and `fits` is the number of fits that
-    would tell as much of it. Raises InputError for fewer than two fits or items.
+    would tell as much of it; of fits apart, of a study with as many at each part. Raises InputError for fewer than two
+    fits or items.
 
     >>> pilot = components(np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]))
     >>> pilot.fits, pilot.items, round(pilot.of_fits, 3), round(pilot.of_items, 3), round(pilot.residual, 3)
     (3, 4, 0.25, 0.139, 0.139)
     """
+    if isinstance(scores, Apart):
+        return _of_apart(scores, groups)
     scores = np.asarray(scores, float)
     if scores.ndim not in (2, 3) or min(scores.shape) < 2:
         raise InputError(f"scores of shape {scores.shape}: give two fits or more on two items or more, [fits, items]")
@@ -144,6 +147,20 @@ def _of_crossed(values: np.ndarray, mean: float, sizes: statistics.Sizes) -> Com
     of_items = max(c - ac - bc + e, 0.0) / (seeds * draws)
     pilot = Components(mean, fits, items, of_fits, of_items, residual, unseen, OfDraws(*deviations, (seeds, draws)))
     return pilot._replace(of_fits=max(of_fits, least_square(pilot)))
+
+
+def _of_apart(scores: Apart, groups: np.ndarray | None) -> Components:
+    """`components` of fits apart: sums over the parts, whose fits Satterthwaite's degrees count."""
+    each = [components(part, groups) for part in scores.parts]
+    of_fits, residual = sum(part.of_fits for part in each), sum(part.residual for part in each)
+    spread = sum(part.of_fits**2 / (part.fits - 1) for part in each)
+    fits = 1 + max(1, round(of_fits**2 / spread)) if spread > 0 else min(part.fits for part in each)
+    numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    values, sizes = zip(*(statistics.by_group(part[None], numbers) for part in scores.parts), strict=True)
+    sums = sum(part.mean(1) for part in values)
+    unseen = float(statistics.unseen_items(sums[:, None], sizes[0]).item())
+    beyond = float(sums.var(ddof=1)) - sum(part.residual / part.fits for part in each)
+    return Components(scores.mean(), fits, each[0].items, of_fits, max(beyond, 0.0), residual, unseen)
 
 
 def least_square(pilot: Components) -> float:

@@ -120,9 +120,11 @@ def parts(scores: np.ndarray, groups: np.ndarray | None = None) -> Parts:
     being at least what `statistics.crossed` takes it for; from the items (B - E + one standard deviation of that) over
     fits times items, and what a small study may not have seen (`statistics.unseen_items`). The standard deviation is
     that of normal scores: the least of the estimates at many numbers of seeds must not be too small. Raises InputError
-    for fewer than two fits, items or groups, and where draws of labels are crossed with seeds.
+    for fewer than two fits, items or groups, and where draws of labels are crossed with seeds, or seeds are apart.
     """
     checked = statistics.checked(scores)
+    if isinstance(checked, statistics.Apart):
+        raise InputError("each label budget has seeds of its own: intervals at any number of seeds are of the same")
     if checked.ndim == 3:
         raise InputError("draws of labels are crossed with seeds: intervals at any number of seeds have none")
     numbers = None if groups is None else statistics.numbered(groups, checked.shape[1])

@@ -10,7 +10,8 @@ Items may be alike: of one writer, patient or scene. `groups`, int [items], says
 drawn anew. The mean stays that over items, whatever the sizes of the groups.
 
 Where draws of labels are crossed with seeds, every seed having every draw, both are samples too, and scores are float
-[seeds, draws, items]: three crossed random factors. Wherever scores are [fits, items] here they may be these.
+[seeds, draws, items]: three crossed random factors. An area over label budgets with other seeds at each is `Apart`.
+Wherever scores are [fits, items] here they may be either.
 
 First come intervals and tests of one comparison, then of several at once with their words; last the analysis of
 variance under both, in arrays of m comparisons: [m, fits, items] or [m, seeds, draws, items].
@@ -19,6 +20,7 @@ variance under both, in arrays of m comparisons: [m, fits, items] or [m, seeds, 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -42,6 +44,40 @@ Simulated with 5 fits and no difference, 95 %: 900 items in one group beside 100
 called different in 69 % of studies, two of 400 and ten of 20 (2.1) in 19 %, one of 300 and ten of 70 (2.3) in 7 %, one
 of 200 and sixteen of 50 (3.8) in 5 %.
 """
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Scores whose mean is the sum of the means of parts, each of fits of its own, on the same items.
+
+    >>> scores = Apart((np.ones((2, 5)), np.zeros((3, 5)))) / 2
+    >>> scores.mean(), scores.shape, len(scores)
+    (0.5, (5, 5), 2)
+    """
+
+    parts: tuple[np.ndarray, ...]
+    """Float [fits of the part, items] each."""
+
+    def __len__(self) -> int:
+        """The fewest fits of a part."""
+        return min(map(len, self.parts))
+
+    def __truediv__(self, scale: float) -> "Apart":
+        """In other units."""
+        return Apart(tuple(part / scale for part in self.parts))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Fits of all parts, items)."""
+        return sum(map(len, self.parts)), self.parts[0].shape[-1]
+
+    def mean(self) -> float:
+        """What the intervals are of."""
+        return sum(float(part.mean()) for part in self.parts)
+
+
+Scores = np.ndarray | Apart
+"""Of one comparison: float [fits, items], [seeds, draws, items], or fits apart."""
 
 
 class Interval(NamedTuple):
@@ -160,7 +196,7 @@ def over_items(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | Non
     return _interval(float(scores.mean()), error, many - 1, 1 - _coverage(level), level)
 
 
-def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
+def crossed(scores: Scores, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
     """The interval of a strategy over fits and test items drawn anew: float [fits, items].
 
     Items are drawn in `groups`, int [items], or each alone.
@@ -179,7 +215,8 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     100 is wrong, 97.0 to 100 %. Items in groups of 2 to 20 that are named: 95.2 to 99.7 %, where they are not, down to
     39 %. Groups of 1 to 39 items, 55 of them: 94.7 to 99.5 %.
 
-    Of scores [seeds, draws, items] the variance is that of `standard_errors_of_draws`.
+    Of scores [seeds, draws, items] the variance is that of `standard_errors_of_draws`, of parts that of
+    `standard_errors_apart`.
 
     Raises InputError for fewer than two fits (seeds, draws), items or groups.
 
@@ -188,12 +225,11 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     (0.5, -0.307, 1.307)
     """
     scores = checked(scores)
-    values, sizes = by_group(scores[None], None if groups is None else numbered(groups, scores.shape[-1]))
-    error, degrees, _ = _known(values, sizes)
+    error, degrees, _ = _known([scores], groups)
     return _interval(float(scores.mean()), error.item(), degrees.item(), 1 - _coverage(level), level)
 
 
-def simultaneous(scores: Sequence[np.ndarray], level: float = 0.95, groups: np.ndarray | None = None) -> list[Interval]:
+def simultaneous(scores: Sequence[Scores], level: float = 0.95, groups: np.ndarray | None = None) -> list[Interval]:
     """As `crossed`, of several comparisons at once, so that all hold with probability `level`: m of [fits, items].
 
     Single-step maximum t (Hothorn, Bretz and Westfall 2008, "Simultaneous inference in general parametric models").
@@ -273,7 +309,7 @@ def _range(power: Callable[[float], float], interval: Interval) -> tuple[float, 
 
 
 def verdicts(
-    scores: Sequence[np.ndarray], margin: float, level: float = 0.95, groups: np.ndarray | None = None
+    scores: Sequence[Scores], margin: float, level: float = 0.95, groups: np.ndarray | None = None
 ) -> list[Verdict]:
     """What can be said of each comparison, all at once: m of [fits, items], as `simultaneous` has them.
 
@@ -293,7 +329,7 @@ def verdicts(
     outer, inner = _intervals(family, level), _intervals(family, round(2 * level - 1, 12))
     sizes = None if groups is None else np.unique(groups, return_counts=True)[1]
     return [
-        _verdict(interval, narrow, margin, _adjusted(interval, family.beyond), values.shape[:-1], sizes)
+        _verdict(interval, narrow, margin, _adjusted(interval, family.beyond), _numbers(values)[0], sizes)
         for interval, narrow, values in zip(outer, inner, scores, strict=True)
     ]
 
@@ -332,6 +368,11 @@ def _verdict(
     return Verdict(word, interval, margin, powers, p, narrow, size, equal, _warning(fits, sizes))
 
 
+def _numbers(scores: Scores) -> tuple[tuple[int, ...], int]:
+    """(The number of fits, or of seeds and of draws, the fewest of a part; the number of items)."""
+    return ((len(scores),) if isinstance(scores, Apart) else scores.shape[:-1]), scores.shape[-1]
+
+
 def _warning(fits: tuple[int, ...], sizes: np.ndarray | None) -> str:
     if len(fits) == 2 and 2 in fits:
         what = "seeds" if fits[0] == 2 else "draws of labels"
@@ -358,13 +399,10 @@ class _Family(NamedTuple):
     """What `largest_beyond` says of them."""
 
 
-def _family(scores: Sequence[np.ndarray], groups: np.ndarray | None) -> _Family:
+def _family(scores: Sequence[Scores], groups: np.ndarray | None) -> _Family:
     arrays = [checked(array) for array in scores]
-    together = len({array.shape for array in arrays}) == 1
-    stacks = [np.stack(arrays)] if together else [array[None] for array in arrays]
-    numbers = [None if groups is None else numbered(groups, stack.shape[-1]) for stack in stacks]
-    values = [by_group(stack, number) for stack, number in zip(stacks, numbers, strict=True)]
-    known = [_known(stack, sizes) for stack, sizes in values]
+    together = len({_shapes(array) for array in arrays}) == 1
+    known = [_known(of_shape, groups) for of_shape in ([arrays] if together else [[array] for array in arrays])]
     correlation = known[0][2] if together else np.eye(len(arrays))
     return _Family(
         [float(array.mean()) for array in arrays],
@@ -374,19 +412,35 @@ def _family(scores: Sequence[np.ndarray], groups: np.ndarray | None) -> _Family:
     )
 
 
-def _known(values: np.ndarray, sizes: "Sizes") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(standard errors [m], degrees [m], correlations [m, m]) of values by group, as `by_group` gives them."""
+def _shapes(scores: Scores) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the arrays of one comparison."""
+    return tuple(part.shape for part in scores.parts) if isinstance(scores, Apart) else (scores.shape,)
+
+
+def _known(scores: Sequence[Scores], groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(standard errors [m], degrees [m], correlations [m, m]) of m comparisons of the same shapes."""
+    numbers = None if groups is None else numbered(groups, scores[0].shape[-1])
+    apart = [each.parts for each in scores if isinstance(each, Apart)]
+    if apart:
+        parts, of_parts = zip(*(by_group(np.stack(part), numbers) for part in zip(*apart, strict=True)), strict=True)
+        return standard_errors_apart(parts, unseen_items(sum(part.mean(1) for part in parts)[:, None], of_parts[0]))
+    values, sizes = by_group(np.stack([each for each in scores if not isinstance(each, Apart)]), numbers)
     unseen = unseen_items(values, sizes)
     if values.ndim == 4:
-        of_draws, numbers = mean_squares_of_draws(values), values.shape[1:]
-        return *standard_errors_of_draws(of_draws, *numbers, unseen), correlations_of_draws(of_draws, *numbers, unseen)
-    squares, numbers = mean_squares(values), values.shape[1:]
-    return *standard_errors(squares, *numbers, unseen), correlations(squares, *numbers, unseen)
+        of_draws, shape = mean_squares_of_draws(values), values.shape[1:]
+        return *standard_errors_of_draws(of_draws, *shape, unseen), correlations_of_draws(of_draws, *shape, unseen)
+    squares, shape = mean_squares(values), values.shape[1:]
+    return *standard_errors(squares, *shape, unseen), correlations(squares, *shape, unseen)
 
 
-def checked(scores: np.ndarray) -> np.ndarray:
-    """The scores of one comparison, float [fits, items] or [seeds, draws, items]; raises InputError for fewer than two
-    of any, and NaN."""
+def checked(scores: Scores) -> Scores:
+    """The scores of one comparison, in float; raises InputError for fewer than two fits (seeds, draws) of any part, or
+    items, and NaN."""
+    if isinstance(scores, Apart):
+        parts = tuple(np.asarray(checked(part)) for part in scores.parts)
+        if len({part.shape[-1] for part in parts}) > 1 or any(part.ndim != 2 for part in parts):
+            raise InputError(f"parts of shapes {[part.shape for part in parts]}: give [fits, items], the same items")
+        return Apart(parts)
     scores = np.asarray(scores, float)
     if scores.ndim not in (2, 3) or not np.isfinite(scores).all():
         raise InputError(f"scores of shape {scores.shape}: give finite numbers, [fits, items]")
@@ -717,6 +771,48 @@ def correlations_of_draws(
     scale = np.where(error > 0, error, 1) * np.sqrt(seeds * draws * items)
     a, b, c, ab, ac, bc, e = squares
     return _shrunk((a + b + c - ab - ac - bc + e) / np.outer(scale, scale), degrees)
+
+
+def standard_errors_apart(
+    parts: Sequence[np.ndarray], unseen: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(standard errors [m], degrees [m], correlations [m, m]) of sums of means of parts, float [m, fits, items] each.
+
+    Fits of two parts have nothing in common, and the items all. The variance of a sum times items is estimated by the
+    sum of A / fits over the parts, A being their mean squares of fits, and by how much more the sums of the items vary
+    than the sum of E / fits of the residuals. Of one part all is as `standard_errors` and `correlations` have it.
+    Degrees are those of Satterthwaite 1946, with the upper 90 % limit of the part whose limit is the greatest in its
+    place, for the reason that `crossed` gives.
+
+    >>> part = np.array([[[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]])
+    >>> [round(float(each.item()), 3) for each in standard_errors_apart([part, part])[:2]]
+    [0.451, 4.637]
+    """
+    squares = [mean_squares(part) for part in parts]
+    fits, items = np.array([part.shape[1] for part in parts])[:, None], parts[0].shape[2]
+    least = [max(least_share(part.shape[1]), 1 / items) for part in parts]
+    a, e = (
+        np.array([np.diag(each) for each in of_kind]) / fits
+        for of_kind in zip(*((s.fits, s.residual) for s in squares), strict=True)
+    )
+    a = np.maximum(a, e * np.array(least)[:, None])
+    sums = np.sum([part.mean(1) for part in parts], axis=0)
+    rest = sums - sums.mean(1, keepdims=True)
+    products = rest @ rest.T / (items - 1)
+    varied = np.diag(products) + unseen
+    more = np.maximum(varied - e.sum(0), 0)
+    limits = a * (fits - 1) / special.chdtri(fits - 1, 0.9)
+    few = np.where(np.arange(len(parts))[:, None] == limits.argmax(0), limits, a)
+    spread = (few**2 / (fits - 1)).sum(0)
+    spread = spread + np.where(more > 0, varied**2 + (e**2 / (fits - 1)).sum(0), 0) / (items - 1)
+    known = spread > 0
+    degrees = np.where(known, (few.sum(0) + more) ** 2 / np.where(known, spread, 1), fits.min() - 1)
+    error = np.sqrt((a.sum(0) + more) / items)
+    scale = np.where(error > 0, error, 1) * np.sqrt(items)
+    together = products + sum(
+        (each.fits - each.residual) / len(part[0]) for each, part in zip(squares, parts, strict=True)
+    )
+    return error, degrees, _shrunk(together / np.outer(scale, scale), degrees)
 
 
 def largest_beyond(correlation: np.ndarray) -> Callable[[float], float]:

@@ -20,6 +20,7 @@ import scipy
 from tljax.study import sample_size, sequences, statistics, units
 from tljax.study.results import Replicate, Result, SeedAndDraw
 from tljax.study.sample_size import SeedsNeeded
+from tljax.study.statistics import Apart, Scores
 from tljax.study.summary import Curves, listed
 from tljax.study.units import ACCURACY
 from tljax.types import InputError, Metric
@@ -186,19 +187,26 @@ def differences(right: Right, cell: Cell, base: Cell) -> np.ndarray:
     return np.array(pairs) if pairs else np.zeros((0, 0))
 
 
-def area(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
+def area(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> Scores:
     """Differences of the area under the budget curve, over pairs that all budgets share: float64 [pairs, items].
 
     The mean over the logarithm of the label budget, by trapezoids; cells and bases are in the order of the budgets.
-    Where draws of labels are crossed with seeds the pairs are [seeds, draws, items]. Raises InputError where not every
-    seed has every draw.
+    Where no two budgets share a seed the parts are `statistics.Apart`, one a budget. Where draws of labels are crossed
+    with seeds the pairs are [seeds, draws, items]. Raises InputError where not every seed has every draw.
 
     >>> cells = [Cell("a", "b", name, 10) for name in ("full", "scratch")]
     >>> fits = {SeedAndDraw(seed, draw): np.array([True, seed > draw]) for seed in range(2) for draw in range(3)}
     >>> area({cell: fits for cell in cells}, cells[:1], cells[1:]).shape
     (2, 3, 2)
     """
-    common = shared(right, (*cells, *bases))
+    entered, shares = entering(right, cells, bases), weights([cell.budget for cell in cells])
+    if entered[0] != entered[-1]:
+        parts = [
+            share * differences(_among(right, (cell, base), seeds), cell, base)
+            for cell, base, seeds, share in zip(cells, bases, entered, shares, strict=True)
+        ]
+        return Apart(tuple(parts))
+    common = entered[0]
     crossed = [each for each in common if isinstance(each, SeedAndDraw)]
     seeds, draws = ({each[i] for each in crossed} for i in (0, 1))
     if crossed and (len(crossed) < len(common) or len(common) < len(seeds) * len(draws)):
@@ -206,15 +214,34 @@ def area(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarr
             f"fits of {cells[0].strategy} on {cells[0].target} are of {len(seeds)} seeds and {len(draws)} draws of "
             f"labels, but {len(common)} in number: report runs by themselves, in which every seed has every draw"
         )
-    paired = {cell: {seed: right[cell][seed] for seed in common} for cell in (*cells, *bases)}
+    paired = _among(right, (*cells, *bases), common)
     parts = [differences(paired, cell, base) for cell, base in zip(cells, bases, strict=True)]
-    values = np.tensordot(weights([cell.budget for cell in cells]), np.stack(parts), 1)
+    values = np.tensordot(shares, np.stack(parts), 1)
     return values.reshape(len(seeds), len(draws), -1) if crossed else values
 
 
-def shared(right: Right, cells: Sequence[Cell]) -> set[Replicate]:
-    """The seeds (and draws) under which every cell has a fit."""
-    return set.intersection(*(set(right.get(cell, {})) for cell in cells))
+def _among(right: Right, cells: Iterable[Cell], seeds: Collection[Replicate]) -> Right:
+    """The scores of these cells under these seeds."""
+    return {cell: {seed: right[cell][seed] for seed in seeds} for cell in cells}
+
+
+def entering(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> list[set[Replicate]]:
+    """For each cell the seeds (and draws) whose pairs enter an area: those that all budgets share.
+
+    Where no two budgets share any, and each has two pairs or more, those of each.
+
+    >>> cells, bases = ([Cell("a", "b", name, budget) for budget in (10, 100)] for name in ("full", "scratch"))
+    >>> fits = lambda *seeds: dict.fromkeys(seeds, np.zeros(2))
+    >>> one, other = fits(0, 1), fits(2, 3, 4)
+    >>> entering({cells[0]: one, bases[0]: one, cells[1]: other, bases[1]: other}, cells, bases)
+    [{0, 1}, {2, 3, 4}]
+    """
+    each = [set(right.get(cell, {})) & set(right.get(base, {})) for cell, base in zip(cells, bases, strict=True)]
+    common = set.intersection(*each)
+    every = set.union(*each)
+    apart = len(every) == sum(map(len, each)) and all(len(seeds) > 1 for seeds in each) and len(cells) > 1
+    crossed = any(isinstance(seed, SeedAndDraw) for seed in every)
+    return each if apart and not crossed else [common] * len(each)
 
 
 def weights(budgets: Sequence[int]) -> np.ndarray:
@@ -356,7 +383,7 @@ def bases_of(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cel
     return [cell._replace(source=None if from_scratch else cell.source, strategy=base, longer=longer) for cell in cells]
 
 
-def _scores(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
+def _scores(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> Scores:
     """Paired differences of cells and their bases, as `area` has them; no pair where the base has no fits."""
     return area(right, cells, bases) if all(cell in right for cell in bases) else np.zeros((0, 0))
 
@@ -425,8 +452,12 @@ def _with_verdict(comparison: Comparison, verdict: statistics.Verdict, bounded: 
 
 def _copies(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> bool:
     """Whether in no cell a fit differs by its seed: a fit that was copied, or a learner that draws nothing."""
-    seeds = sorted(shared(right, (*cells, *bases)))
-    by_cell = [[right[cell][seed] for seed in seeds] for cell in (*cells, *bases)]
+    entered = entering(right, cells, bases)
+    by_cell = [
+        [right[c][seed] for seed in sorted(seeds)]
+        for side in (cells, bases)
+        for c, seeds in zip(side, entered, strict=True)
+    ]
     return all(np.array_equal(scores, fits[0]) for fits in by_cell for scores in fits)
 
 
@@ -587,12 +618,13 @@ def alone(
     scores = _scores(right, cells, bases)
     if not len(scores):
         return None
-    seeds = shared(right, (*cells, *bases))
-    lost = [sum(diverged(right[cell][seed]) for cell in side for seed in seeds) for side in (cells, bases)]
-    unused = sum(len(right[cell].keys() - seeds) for cell in (*cells, *bases)) if len(cells) > 1 else 0
+    entered = entering(right, cells, bases)
+    sides = [list(zip(side, entered, strict=True)) for side in (cells, bases)]
+    lost = [sum(diverged(right[cell][seed]) for cell, seeds in side for seed in seeds) for side in sides]
+    unused = sum(len(right[cell].keys() - seeds) for side in sides for cell, seeds in side) if len(cells) > 1 else 0
     of_items, rights = conditions.groups, binary(right, (*cells, *bases))
     many = None if of_items is None else len(np.unique(of_items))
-    single = len(scores) == len(cells) == 1 and not any(lost) and many != 1
+    single = isinstance(scores, np.ndarray) and len(scores) == len(cells) == 1 and not any(lost) and many != 1
     p = statistics.mcnemar(scores[0] > 0, scores[0] < 0, of_items) if single and rights else None
     mean, low, high = float(scores.mean()), np.nan, np.nan
     if many != 1:  # of one group nothing is known of others
