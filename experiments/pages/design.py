@@ -298,7 +298,8 @@ def _allotment(each: Design, right: Right, conditions: Conditions, against: str,
     for member in allotted:
         ratios = (f"{ratio:.2f}" for ratio in (member.equal, member.allotted, less * member.allotted))
         rows.append(list(map(TableCell, (member.strategy, member.source or tables.NOTHING, *ratios))))
-    labels = zip(each.budgets, shares, strict=True)
+    at_budgets = zip(each.budgets, shares, strict=True)
+    texts_of_shares = ", ".join(f"{100 * share:.0f} % at {budget:,}" for budget, share in at_budgets)
     console.show(
         Table(
             "seeds apart: variance of an area over that with shared seeds",
@@ -307,9 +308,10 @@ def _allotment(each: Design, right: Right, conditions: Conditions, against: str,
             2,
         ),
         [
-            f"each label budget has seeds of its own; allotted: {', '.join(f'{100 * share:.0f} % at {budget:,}' for budget, share in labels)}; by weight and "
-            "standard deviation, over all strategies of the family",
-            "it is the part of the fits, not of the items; the first two are for as many fits on the target; the last counts the source that each seed takes",
+            f"each label budget has seeds of its own; allotted: {texts_of_shares}; by weight and standard deviation, "
+            "over all strategies of the family",
+            "it is the part of the fits, not of the items; the first two are for as many fits on the target, the last "
+            "counts the source that each seed takes",
         ],
     )
     numbers = design.seeds_of_budgets(shares, pairs)
