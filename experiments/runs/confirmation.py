@@ -260,7 +260,8 @@ def require_registered(
     `values` are the flags that programs share, {flag: value}, and `options` those of the program, as they were given;
     `judging` has the margin and the base by their names.
     """
-    if judging.family == "budgets" and any(len(each.settings.train_examples) > 1 for each in experiments):
+    labels = {budget for each in experiments for budget in each.settings.train_examples}
+    if judging.family == "budgets" and len(labels) > 1:
         raise InputError("--family=budgets: a claim is of one difference: register family as area, or as one budget")
     unregistered = {name: default for name, default in _OF_WORDS.items() if name not in registration.design}
     for name, wanted in {**unregistered, **registration.design}.items():
@@ -297,8 +298,9 @@ DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in command_line.fields(Ex
 _OF_WORDS: Mapping[str, Any] = {
     **{name: getattr(Judging(), name) for name in ("family", "level")},
     "verdict_of": DEFAULTS["verdict_of"],
+    **{"draws": None, "seeds_apart": None},
 }
-"""{flag: its default} of what decides on the same fits: who has seen them may not choose it."""
+"""{flag: its default} of what decides on the same fits, or how many there are: who has seen some may not choose it."""
 
 
 # ---- Before anything is trained
