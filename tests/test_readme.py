@@ -274,6 +274,15 @@ def test_links_lead_somewhere(page):
             assert title in {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}, link
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tests_and_flagfiles_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for file, function in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?[`\s]", text):
+        assert f"def {function}" in (ROOT / file).read_text(encoding="utf-8"), file
+    for file in re.findall(r"`(experiments/flags/[\w/]+\.flags)`", text):
+        assert (ROOT / file).is_file(), file
+
+
 def prose(text: str) -> str:
     """The page without its blocks of code."""
     return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
