@@ -5,9 +5,9 @@ under one fixed text: they are the same in every run, and nobody chooses them. A
 trained (`halved`), so that no number on the other half is ever computed in the run.
 
 A registration is a JSON file: the claim, the design that is to decide it, the smallest effect that counts, what would
-refute it, and perhaps what was known when it was written. `enter` writes to the ledger, before anything is trained, what
-is tried (explored, or judged on the whole test set) or which registration is to be tested; `decide` tests it, once, and
-writes what came of it. `tljax.study.ledger` has the file and the level over all confirmations.
+refute it, and perhaps what was known when it was written. `enter` writes to the ledger, before anything is trained,
+what is tried (explored, or judged on the whole test set) or which registration is to be tested; `decide` tests it,
+once, and writes what came of it. `tljax.study.ledger` has the file and the level over all confirmations.
 """
 
 import dataclasses
