@@ -217,25 +217,32 @@ def metric(capsys):
             assert fit["test_score"] == pytest.approx(np.mean(right))
 
 
+def mask_table(text, strategy):
+    """{leaf: its columns in the dry run's table of the strategy's mask}."""
+    rows = text.partition(f"{strategy}: mask")[2].partition("numbers train")[0].splitlines()
+    return {row.split()[0]: row.split()[1:] for row in rows if "/" in row}
+
+
 def query_kernels(capsys):
-    run("LoRA on the query kernels of my ViT")
-    table = capsys.readouterr().out
-    factors = set(re.findall(r"(\S+)/lora_[ab]\b", table))
-    assert factors and all(path.endswith("/attention/query") for path in factors)
+    run("LoRA on the query kernels of my ViT", "--model=vit:width=8:depth=1:heads=2:patch=14")
+    table = mask_table(capsys.readouterr().out, "lora:rank=4:on=block_*/attention/query/kernel")
+    trained = {leaf for leaf, columns in table.items() if "trained" in columns and not leaf.startswith("head/")}
+    assert trained == {f"block_0/attention/query/lora_{factor}" for factor in "ab"}
 
 
-def first_blocks(capsys):
-    run("Freeze the patches and the first blocks")
-    rows = [row.split() for row in capsys.readouterr().out.splitlines()]
-    frozen = {row[0].split("/")[0] for row in rows if "frozen" in row and "/" in row[0]}
-    trained = {row[0].split("/")[0] for row in rows if "trained" in row and "/" in row[0]}
-    assert "patches" in frozen and "head" in trained and not frozen & trained and "block_2" in trained
+def first_stages(capsys):
+    run("Freeze the first stages of a model")
+    table = mask_table(capsys.readouterr().out, "stages:freeze=hidden_0+hidden_1")
+    trained = {leaf.split("/")[0] for leaf, columns in table.items() if "trained" in columns}
+    frozen = {leaf.split("/")[0] for leaf, columns in table.items() if "frozen" in columns}
+    assert frozen == {"hidden_0", "hidden_1"} and trained == {"hidden_2", "head"}
 
 
 def decay(capsys):
     run("Decay on kernels only, by a flag")
-    rows = [row for row in capsys.readouterr().out.splitlines() if "hidden_0/" in row]
-    assert ["decay" in row or "yes" in row for row in sorted(rows, key=lambda row: "bias" in row)]
+    table = mask_table(capsys.readouterr().out, "full")
+    assert len(table) == 4
+    assert all(columns[2] == ("yes" if leaf.endswith("kernel") else "no") for leaf, columns in table.items())
 
 
 def statistics(capsys):
@@ -284,7 +291,7 @@ PROGRAM_CHECKS = {
     "My own arrays as a task": arrays,
     "My own metric": metric,
     "LoRA on the query kernels of my ViT": query_kernels,
-    "Freeze the patches and the first blocks": first_blocks,
+    "Freeze the first stages of a model": first_stages,
     "Decay on kernels only, by a flag": decay,
     "Batch-norm statistics of frozen layers": statistics,
     "Stop early on a validation split": early,
