@@ -447,14 +447,8 @@ def _test_sets(
     experiment: Experiment, evals: Sequence[evaluations.Evaluation], shift: str
 ) -> tuple[str, str | None, str | None]:
     """Digests of the test sets of target, source and shift."""
-    of_eval = {each.name: next(iter(each.tasks.values())) for each in evals}
-    target = confirmation.digest_of_test_set(experiment.target)
-    source, shifted = of_eval.get("source"), of_eval.get(shift)
-    return (
-        target,
-        source and confirmation.digest_of_test_set(source),
-        shifted and confirmation.digest_of_test_set(shifted),
-    )
+    of_evals = {each.name: confirmation.digest_of_test_set(next(iter(each.tasks.values()))) for each in evals}
+    return confirmation.digest_of_test_set(experiment.target), of_evals.get("source"), of_evals.get(shift)
 
 
 def _scored(
