@@ -274,6 +274,15 @@ def test_links_lead_somewhere(page):
             assert title in {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}, link
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tests_and_flagfiles_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for file, function in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?[`\s]", text):
+        assert f"def {function}" in (ROOT / file).read_text(encoding="utf-8"), file
+    for file in re.findall(r"`(experiments/flags/[\w/]+\.flags)`", text):
+        assert (ROOT / file).is_file(), file
+
+
 def prose(text: str) -> str:
     """The page without its blocks of code."""
     return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
@@ -294,6 +303,21 @@ def test_the_first_page_is_short_and_names_every_strategy_with_their_number():
     section = TEXT.partition("## Strategies")[2].partition("\n## ")[0]
     named = set(re.findall(r"`(\w+)`", section[section.index("\n- ") : section.index("\n`--strategies=")]))
     assert named == set(command_line.strategies()) and section.strip().startswith(f"{len(named)} ")
+
+
+def test_the_figures_of_the_first_page_stand_in_the_tables_of_the_results():
+    section = TEXT.partition("## Results")[2].partition("\n## ")[0]
+    figures = re.findall(r"[+-][\d.]+ \[[^]]*\]|[\d.]+ %", section.partition("\n|")[2])
+    tables = RESULTS.replace(" | [", " [")
+    assert len(figures) >= 10
+    for figure in figures:
+        assert figure.replace(" %", " [") in tables, figure
+
+
+def test_the_first_page_counts_the_bugs_that_the_page_of_the_audit_has():
+    bugs = (ROOT / "tljax/audit/BUGS.md").read_text(encoding="utf-8")
+    count = len(re.findall(r"^\| [\w.-]+/[\w.-]+#\d+ \|", bugs, re.M))
+    assert f"[{count} bugs of public reports](tljax/audit/BUGS.md)" in TEXT
 
 
 @pytest.mark.slow

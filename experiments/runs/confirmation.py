@@ -4,10 +4,10 @@ Halves are of groups of test examples, or of examples where no groups are known,
 under one fixed text: they are the same in every run, and nobody chooses them. A target is halved before anything is
 trained (`halved`), so that no number on the other half is ever computed in the run.
 
-A registration is a JSON file: the claim, the design that is to decide it, the smallest effect that counts, and what
-would refute it. `enter` writes to the ledger, before anything is trained, what is tried (explored, or judged on the
-whole test set) or which registration is to be tested; `decide` tests it, once, and writes what came of it.
-`tljax.study.ledger` has the file and the level over all confirmations.
+A registration is a JSON file: the claim, the design that is to decide it, the smallest effect that counts, what would
+refute it, and perhaps what was known when it was written. `enter` writes to the ledger, before anything is trained,
+what is tried (explored, or judged on the whole test set) or which registration is to be tested; `decide` tests it,
+once, and writes what came of it. `tljax.study.ledger` has the file and the level over all confirmations.
 """
 
 import dataclasses
@@ -108,21 +108,28 @@ def halved(task: Task, half: str) -> Task:
     if half == "all":
         return task
     groups, items = task.test.groups, len(task.test)
-    numbers = np.arange(items) if groups is None else np.asarray(groups)
+    rows = rows_of_half(task, half)
+    many, what = (items, "test examples") if groups is None else (len(np.unique(groups)), "groups of test examples")
+    chosen = many // 2 if half == "confirm" else -(-many // 2)
+    note = f"{half}: {chosen:,} of {many:,} {what}"
+    note += "" if groups is None else f", {len(rows):,} of {items:,} examples"
+    about = {f.name: getattr(task, f.name) for f in dataclasses.fields(Task)}
+    about["test"] = select(task.test, rows)
+    about["fingerprint"] = hashlib.sha256(f"{task.fingerprint} {half} {SPLIT}".encode()).hexdigest()
+    about["note"] = "; ".join(filter(None, (note, task.note)))
+    return HalfTask(**about, whole=task)
+
+
+def rows_of_half(task: Task, half: str) -> np.ndarray:
+    """Which test examples of a task are in a half, explore or confirm: int [items], ascending. Raises as `halved`."""
+    groups = task.test.groups
+    numbers = np.arange(len(task.test)) if groups is None else np.asarray(groups)
     units_of, what = np.unique(numbers), "test examples" if groups is None else "groups of test examples"
     least = 2 if groups is None else statistics.MIN_GROUPS
     if len(units_of) < 2 * least:
         there = _count(len(units_of), "test example" if groups is None else "group of test examples", what)
         raise InputError(f"--{half}: {task.name} has {there}, and each half needs {least}")
-    rows = np.isin(numbers, _half(units_of, half))
-    chosen = len(units_of) // 2 if half == "confirm" else -(-len(units_of) // 2)
-    note = f"{half}: {chosen:,} of {len(units_of):,} {what}"
-    note += "" if groups is None else f", {int(rows.sum()):,} of {items:,} examples"
-    about = {f.name: getattr(task, f.name) for f in dataclasses.fields(Task)}
-    about["test"] = select(task.test, np.flatnonzero(rows))
-    about["fingerprint"] = hashlib.sha256(f"{task.fingerprint} {half} {SPLIT}".encode()).hexdigest()
-    about["note"] = "; ".join(filter(None, (note, task.note)))
-    return HalfTask(**about, whole=task)
+    return np.flatnonzero(np.isin(numbers, _half(units_of, half)))
 
 
 def _half(numbers: np.ndarray, half: str) -> np.ndarray:
@@ -202,6 +209,7 @@ _REGISTRATION: fields.Form = {
     "design": {str: (str, int, float)},
     "smallest_effect": float,
     "refuted_by": [str],
+    "known?": str,
 }
 _OF_CLAIM = ("strategy", "target", "verdict", "source", "against")
 
@@ -223,10 +231,11 @@ def read_registration(file: Path, kinds: Mapping[str, command_line.Kind]) -> Reg
         raise InputError(f"--registration={file} is no JSON ({error})") from error
     if odd := fields.fault(record, _REGISTRATION):
         raise InputError(f"--registration={file}: {odd}")
-    for what, names, known in (("", record, tuple(_REGISTRATION)), ("claim.", record["claim"], _OF_CLAIM)):
+    fields_of_file = [name.removesuffix("?") for name in _REGISTRATION]
+    for what, names, allowed in (("", record, fields_of_file), ("claim.", record["claim"], _OF_CLAIM)):
         for name in names:
-            if name not in known:
-                raise InputError(f"--registration={file}: {what}{name} is unknown{plugins.nearest(name, known)}")
+            if name not in allowed:
+                raise InputError(f"--registration={file}: {what}{name} is unknown{plugins.nearest(name, allowed)}")
     claim = {"against": "scratch", **record["claim"]}
     if claim["verdict"] not in CLAIMS:
         raise InputError(f"--registration={file}: claim.verdict '{claim['verdict']}': give one of {', '.join(CLAIMS)}")
