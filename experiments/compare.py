@@ -143,7 +143,7 @@ class Study(NamedTuple):
     judging: Judging
     execution: Any
     typed: Collection[str] | None
-    seeds: Sequence[Sequence[int]]
+    seeds: Sequence[tuple[int, ...]]
     """Those that each round adds; one round without --until."""
     searches: Sequence[str]
     """The run directories in --tuned."""

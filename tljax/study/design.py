@@ -12,7 +12,7 @@ the study itself takes fresh seeds.
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -251,6 +251,6 @@ def _seeds(fits: float, strategies: int, budgets: Sequence[int], cost: Cost, sou
     return int(fits / _fits_of_a_seed(strategies, budgets, cost, min(len(sources), strategies)))
 
 
-def cells_of_target(right: Right, target: str) -> dict[Cell, Mapping[int, np.ndarray]]:
+def cells_of_target(right: Right, target: str) -> dict[Cell, Mapping[Any, np.ndarray]]:
     """The cells of one target, without scratch that is longer."""
     return {cell: fits for cell, fits in right.items() if cell.target == target and not cell.longer}

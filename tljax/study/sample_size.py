@@ -141,11 +141,12 @@ def _of_crossed(values: np.ndarray, mean: float, sizes: statistics.Sizes) -> Com
     spread = float(np.sum((weights * (a, b, ab)) ** 2 / degrees))
     fits = 1 + max(1, round(of_fits**2 / spread)) if spread > 0 else seeds * draws
     unseen = float(statistics.unseen_items(values, sizes).item()) / (seeds * draws)
-    deviations = (
+    of_seeds, of_draws, of_both = (
         math.sqrt(max(square, 0.0) / items) for square in ((a - ab - ac + e) / draws, (b - ab - bc + e) / seeds, ab - e)
     )
     of_items = max(c - ac - bc + e, 0.0) / (seeds * draws)
-    pilot = Components(mean, fits, items, of_fits, of_items, residual, unseen, OfDraws(*deviations, (seeds, draws)))
+    apart = OfDraws(of_seeds, of_draws, of_both, (seeds, draws))
+    pilot = Components(mean, fits, items, of_fits, of_items, residual, unseen, apart)
     return pilot._replace(of_fits=max(of_fits, least_square(pilot)))
 
 

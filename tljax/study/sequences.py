@@ -21,7 +21,7 @@ import numpy as np
 from scipy import special
 
 from tljax.study import statistics
-from tljax.study.statistics import Interval, Verdict
+from tljax.study.statistics import Interval, Scores, Verdict
 from tljax.types import InputError
 
 FEWEST = 6
@@ -113,7 +113,7 @@ class Parts(NamedTuple):
         return -float(special.stdtrit(self.degrees, alpha / 2)) * self.items
 
 
-def parts(scores: np.ndarray, groups: np.ndarray | None = None) -> Parts:
+def parts(scores: Scores, groups: np.ndarray | None = None) -> Parts:
     """The parts of one comparison: paired differences float [fits, items], and which items are alike, int [items].
 
     With the mean squares A of fits, B of items (or groups) and E of the residual: between fits A over the items, A
@@ -138,7 +138,7 @@ def parts(scores: np.ndarray, groups: np.ndarray | None = None) -> Parts:
     return Parts(float(checked.mean()), fits, math.sqrt(a / many), items, limit, many - 1)
 
 
-def interval(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
+def interval(scores: Scores, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
     """As `statistics.crossed`, at any number of fits: [fits, items]; the sequence's half-width and the items' part.
 
     Raises InputError as `parts` does.
@@ -152,7 +152,7 @@ def interval(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None 
 
 
 def verdicts(
-    scores: Sequence[np.ndarray], margin: float, level: float = 0.95, groups: np.ndarray | None = None
+    scores: Sequence[Scores], margin: float, level: float = 0.95, groups: np.ndarray | None = None
 ) -> list[Verdict]:
     """What can be said of each comparison at any time: m of [fits, items], as `statistics.verdicts` has them.
 

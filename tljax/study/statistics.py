@@ -427,10 +427,12 @@ def _known(scores: Sequence[Scores], groups: np.ndarray | None) -> tuple[np.ndar
     values, sizes = by_group(np.stack([each for each in scores if not isinstance(each, Apart)]), numbers)
     unseen = unseen_items(values, sizes)
     if values.ndim == 4:
-        of_draws, shape = mean_squares_of_draws(values), values.shape[1:]
-        return *standard_errors_of_draws(of_draws, *shape, unseen), correlations_of_draws(of_draws, *shape, unseen)
-    squares, shape = mean_squares(values), values.shape[1:]
-    return *standard_errors(squares, *shape, unseen), correlations(squares, *shape, unseen)
+        _, seeds, draws, many = values.shape
+        of_draws = mean_squares_of_draws(values), seeds, draws, many, unseen
+        return *standard_errors_of_draws(*of_draws), correlations_of_draws(*of_draws)
+    _, fits, many = values.shape
+    of_fits = mean_squares(values), fits, many, unseen
+    return *standard_errors(*of_fits), correlations(*of_fits)
 
 
 def checked(scores: Scores) -> Scores:

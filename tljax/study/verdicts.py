@@ -121,9 +121,9 @@ class Cell(NamedTuple):
     """Whether it is scratch with the source's steps added to its own."""
 
 
-Right = Mapping[Cell, Mapping[Replicate, np.ndarray]]
-"""{cell: {seed, or seed and draw: scores on the test examples, [items]}}: bool, which examples the fit gets right;
-float of a metric other than accuracy, more is better; of a diverged fit `DivergedScores`."""
+Right = Mapping[Cell, Mapping[Any, np.ndarray]]
+"""{cell: {seed, or seed and draw, as `results.replicate`: scores on the test examples, [items]}}: bool, which examples
+the fit gets right; float of a metric other than accuracy, more is better; of a diverged fit `DivergedScores`."""
 
 Groups = Mapping[str, np.ndarray | None]
 """{test set, by the name of its target (or source, of retention): which test examples are alike, int [items], or
@@ -624,14 +624,16 @@ def alone(
     unused = sum(len(right[cell].keys() - seeds) for side in sides for cell, seeds in side) if len(cells) > 1 else 0
     of_items, rights = conditions.groups, binary(right, (*cells, *bases))
     many = None if of_items is None else len(np.unique(of_items))
-    single = isinstance(scores, np.ndarray) and len(scores) == len(cells) == 1 and not any(lost) and many != 1
-    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0, of_items) if single and rights else None
+    of_pair = scores[0] if isinstance(scores, np.ndarray) and len(scores) == 1 else None
+    single = of_pair is not None and len(cells) == 1 and not any(lost) and many != 1
+    p = statistics.mcnemar(of_pair > 0, of_pair < 0, of_items) if of_pair is not None and single and rights else None
     mean, low, high = float(scores.mean()), np.nan, np.nan
     if many != 1:  # of one group nothing is known of others
-        several = len(scores) > 1
-        judge = statistics.crossed if several else statistics.over_items
-        judge = sequences.interval if several and conditions.sequence else judge
-        interval = judge((scores if several else scores[0]) / conditions.scale, level, of_items)
+        if of_pair is not None:
+            interval = statistics.over_items(of_pair / conditions.scale, level, of_items)
+        else:
+            judge = sequences.interval if conditions.sequence else statistics.crossed
+            interval = judge(scores / conditions.scale, level, of_items)
         mean, low, high, error, degrees, _ = _scaled(interval, conditions.scale)
         if single and not rights:
             p = 2 * float(scipy.stats.t.sf(abs(mean) / error, degrees))
