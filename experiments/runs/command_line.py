@@ -37,6 +37,7 @@ ORDER = (
     "audit",
     "transfer",
     "compare",
+    "card",
     "report",
     "merge",
     "export",

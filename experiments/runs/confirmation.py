@@ -108,20 +108,27 @@ def halved(task: Task, half: str) -> Task:
     if half == "all":
         return task
     groups, items = task.test.groups, len(task.test)
-    numbers = np.arange(items) if groups is None else np.asarray(groups)
+    rows = rows_of_half(task, half)
+    many, what = (items, "test examples") if groups is None else (len(np.unique(groups)), "groups of test examples")
+    chosen = many // 2 if half == "confirm" else -(-many // 2)
+    note = f"{half}: {chosen:,} of {many:,} {what}"
+    note += "" if groups is None else f", {len(rows):,} of {items:,} examples"
+    about = {f.name: getattr(task, f.name) for f in dataclasses.fields(Task)}
+    about["test"] = select(task.test, rows)
+    about["fingerprint"] = hashlib.sha256(f"{task.fingerprint} {half} {SPLIT}".encode()).hexdigest()
+    about["note"] = "; ".join(filter(None, (note, task.note)))
+    return HalfTask(**about, whole=task)
+
+
+def rows_of_half(task: Task, half: str) -> np.ndarray:
+    """Which test examples of a task are in a half, explore or confirm: int [items], ascending. Raises as `halved`."""
+    groups = task.test.groups
+    numbers = np.arange(len(task.test)) if groups is None else np.asarray(groups)
     units_of, what = np.unique(numbers), "test examples" if groups is None else "groups of test examples"
     least = 2 if groups is None else statistics.MIN_GROUPS
     if len(units_of) < 2 * least:
         raise InputError(f"--{half}: {task.name} has {len(units_of)} {what}, and each half needs {least}")
-    rows = np.isin(numbers, _half(units_of, half))
-    chosen = len(units_of) // 2 if half == "confirm" else -(-len(units_of) // 2)
-    note = f"{half}: {chosen:,} of {len(units_of):,} {what}"
-    note += "" if groups is None else f", {int(rows.sum()):,} of {items:,} examples"
-    about = {f.name: getattr(task, f.name) for f in dataclasses.fields(Task)}
-    about["test"] = select(task.test, np.flatnonzero(rows))
-    about["fingerprint"] = hashlib.sha256(f"{task.fingerprint} {half} {SPLIT}".encode()).hexdigest()
-    about["note"] = "; ".join(filter(None, (note, task.note)))
-    return HalfTask(**about, whole=task)
+    return np.flatnonzero(np.isin(numbers, _half(units_of, half)))
 
 
 def _half(numbers: np.ndarray, half: str) -> np.ndarray:

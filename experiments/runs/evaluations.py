@@ -120,7 +120,7 @@ def measured(
     """
     fields: dict[str, dict[str, Any]] = {}
     for name, task in _test_sets(experiment, evaluations, start):
-        file = folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
+        file = _file(folder, name, task)
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
         of_start, of_source = name == "start", name == "source"
@@ -163,6 +163,22 @@ def measured(
             else:
                 of_fit["evals"][name] = value
     return fields
+
+
+def _file(folder: Path, name: str, task: Task) -> Path:
+    """The file with the means of fits on a test set; the folder of its name beside it has scores of examples."""
+    return folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
+
+
+def kept(folder: Path, name: str, task: Task, result: Result) -> np.ndarray:
+    """The scores of a fit on each example of a test set that `measured` kept: [items], bool where it is accuracy.
+
+    `name` is that of the `Evaluation`. Raises InputError where they are not as they were written.
+    """
+    file, tree = _file(folder, name, task), tree_of(result)
+    place = file.parent / file.stem / f"{tree}.npz"
+    known = _known(file, {"test_set": name, "of": task.name, "fingerprint": task.fingerprint})
+    return predictions.read_kept(place, known.scores.get(tree)).scores
 
 
 def _scores(primary: Metric, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
