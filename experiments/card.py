@@ -143,13 +143,15 @@ def _opened(output: Path) -> Path:
     """The folder of a card, made unless it is there; raises InputError for one that holds other things."""
     if output.exists() and not output.is_dir():
         raise InputError(f"--output={output} is a file: name a new folder")
-    if output.is_dir() and {file.name for file in output.iterdir()} - {"arms", *_WRITTEN}:
+    files.sweep(output)
+    if output.is_dir() and {file.name for file in output.iterdir()} - _WRITTEN:
         raise InputError(f"--output={output} holds other files and no card: name a new folder")
     output.mkdir(parents=True, exist_ok=True)
     return output
 
 
 _WRITTEN = {"sources", "fits", "arms", "reference", "card.json", "card.html", "card.bib", "about.json", ".lock"}
+"""All that a card's folder holds."""
 
 
 # ---- A card
@@ -229,15 +231,18 @@ def _transfers(
             continue
         try:
             transfer = strategy_cards.read_transfer(file, options.manual_dir)
-            reference = strategy_cards.read_reference(folder, transfer)
-            if reference is None:
-                raise InputError(f"{folder.name} has no reference scores of it")
         except InputError as error:
-            if options.transfers or (folder / f"{name}.json").is_file():
-                raise InputError(f"--transfers={name}: {error}") from error
+            if options.transfers:
+                raise
             left_out[name] = str(error)
             continue
-        chosen.append((transfer, reference))
+        reference = strategy_cards.read_reference(folder, transfer)
+        if reference is not None:
+            chosen.append((transfer, reference))
+        elif options.transfers:
+            raise InputError(f"--transfers={name}: {folder.name} has no reference scores of it")
+        else:
+            left_out[name] = f"{folder.name} has no reference scores of it"
     if not chosen:
         raise InputError(f"--reference={folder} has no reference scores: compute some with --make_reference")
     return chosen, left_out
@@ -483,14 +488,11 @@ def _cost(experiment: Experiment, results: Sequence[Result], folder: Path) -> di
     """What a fit of an arm costs; see `Arm.cost`."""
     first, of_fits = results[0], costs.of_fits(experiment, results, folder)
     head = paths.inside(models.names(experiment.model)[-1:])
-    [(_, start)] = plan.first_starts(experiment)
-    fresh = {path for path, drawn in paths.items(start.fresh) if drawn} if start.fresh is not None else set()
-    leaves = first.leaves or ()
     known = [result.seconds for result in results if result.seconds is not None]
     return {
         "trained": first.trained_parameters,
         "total": first.total_parameters,
-        "beside": sum(trains for path, _, trains in leaves if not head(path) and path not in fresh),
+        "beside": sum(trains for path, _, trains in first.leaves or () if not head(path)),
         "steps": first.steps,
         "step_flops": float(np.mean([of_fits[result.name]["step_flops"] for result in results])),
         "seconds": round(float(np.mean(known)), 3) if known else None,

@@ -170,8 +170,8 @@ def bibtex(told: Told) -> str:
 
 def verdicts(record: Mapping[str, Any]) -> Table:
     """A row a transfer: what the strategy gains on each half, and what the verdict is."""
-    of_halves = ["Gain over scratch, items that explore (points)"]
-    of_halves += [] if record["explore"] else ["Gain, items that confirm (points)", "Verdict there"]
+    of_halves = ["Gain where explored (points)"]
+    of_halves += [] if record["explore"] else ["Gain where confirmed (points)", "Verdict"]
     rows = []
     for each in record["transfers"].values():
         own = each["from_scratch"]
@@ -182,7 +182,7 @@ def verdicts(record: Mapping[str, Any]) -> Table:
             size = tables.SIZES.get((confirmed or {}).get("size", ""), "") if word in ("positive", "negative") else ""
             cells += [_interval(confirmed), Cell(word, size or (confirmed or {}).get("reason", ""))]
         rows.append([*cells, Cell(f"{each['rank']['place']} of {each['rank']['of']}"), _percentile(each["masks"])])
-    columns = ["Transfer", *of_halves, "Rank among the shipped", "Percentile among random masks of its size"]
+    columns = ["Transfer", *of_halves, "Rank", "Percentile among random masks"]
     return Table("What it gains", columns, rows)
 
 
@@ -211,7 +211,7 @@ def kept(record: Mapping[str, Any]) -> Table:
         ]
         for each in record["transfers"].values()
     ]
-    columns = ["Transfer", "Source task after (%)", "Source task before (%)", "Under shift (%)", "Scratch there (%)"]
+    columns = ["Transfer", "Source after (%)", "Source before (%)", "Under shift (%)", "Scratch under shift (%)"]
     return Table("What it keeps", columns, rows)
 
 

@@ -111,8 +111,8 @@ class Arm(NamedTuple):
     explored: np.ndarray
     """Accuracy of the trials on two halves of the test items that explore, float [rates, tuning seeds, 2]."""
     cost: Mapping[str, Any]
-    """trained, total and beside (numbers; the last beside what was drawn anew and the head), steps, step_flops,
-    source_flops; seconds and peak_bytes, which are a machine's."""
+    """trained, total and beside (numbers that train; all; those that train beside the head), steps, step_flops; seconds of
+    a fit, cpu_seconds of the arm and peak_bytes, which are a machine's."""
     end: str
     """Which parameters were judged: last, or the one name that the strategy's `finish` gives."""
 
@@ -197,7 +197,7 @@ class Masks(NamedTuple):
     """Random masks over the cells of a transfer's model (its stages and kinds of leaves), tried as every arm is."""
 
     numbers: np.ndarray
-    """How many numbers each trains beside what was drawn anew and the head, int [masks]."""
+    """How many numbers each trains beside the head, int [masks]."""
     explored: np.ndarray
     """Float [masks, rates, tuning seeds, 2], as of an arm."""
 
