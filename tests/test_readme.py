@@ -314,6 +314,8 @@ def test_the_figures_of_the_first_page_stand_in_the_tables_of_the_results():
     assert len(figures) >= 10
     for figure in figures:
         assert figure.replace(" %", " [") in tables, figure
+    ratios = re.findall(r"[\d.]+ x \([\d.]+ to [\d.]+\)", " ".join(TEXT.split()))
+    assert ratios and all(ratio in SPEED for ratio in ratios), ratios
 
 
 def test_the_first_page_counts_the_bugs_that_the_page_of_the_audit_has():
