@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import optax
 import pytest
+from safetensors.numpy import load_file
 
 from experiments import apply, compare, export, pretrain, transfer
-from tljax import masks
+from tljax import checkpoint, masks
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "HOWTO.md").read_text(encoding="utf-8")
@@ -245,9 +246,22 @@ def decay(capsys):
     assert all(columns[2] == ("yes" if leaf.endswith("kernel") else "no") for leaf, columns in table.items())
 
 
+def kept(workdir):
+    """{name: {path: array}} of the checkpoints of a run, those of averages and other ends too."""
+    folders = {fit["checkpoint"] for fit in results(workdir) if fit.get("checkpoint")}
+    return {name: tree for folder in folders for name, tree in checkpoint.load(Path(workdir, folder))[0].items()}
+
+
 def statistics(capsys):
-    run("Batch-norm statistics of frozen layers", *QUICK)
-    assert results("runs/statistics")
+    small = f"--model={Path(__file__).parent / 'residual.py'}:model"  # of which a program compiles in a second
+    run("Batch-norm statistics of frozen layers", *QUICK, small)
+    [source], [full] = (
+        [t for n, t in kept("runs/statistics").items() if n.startswith(k)] for k in ("pretrain", "full")
+    )
+    averages = [path for path in source if path.endswith("/var") and path in full]
+    assert averages and any((source[path] != 1).any() for path in averages)
+    assert all((source[path] == full[path]).all() for path in averages)
+    assert any((source[path] != full[path]).any() for path in source if path.endswith("/kernel"))
 
 
 def early(capsys):
@@ -260,12 +274,20 @@ def targets_and_delta(capsys):
     run("Several targets from one source", "--steps=3")
     assert {fit["target"] for fit in results("runs/targets")} == {"fashion_mnist_10k", "sklearn_digits"}
     run("Export what changed", "--steps=3")
-    assert Path("head_whole.safetensors").is_file()
+    [fit] = [tree for name, tree in kept("runs/head").items() if name.startswith("head_only")]
+    whole = load_file("head_whole.safetensors")
+    assert {path: leaf.tobytes() for path, leaf in whole.items()} == {p: leaf.tobytes() for p, leaf in fit.items()}
+    assert Path("head_delta.safetensors").stat().st_size < Path("head_whole.safetensors").stat().st_size / 2
 
 
 def average(capsys):
     run("Keep the average of the parameters", *QUICK)
-    assert all("average" in fit["ends"] for fit in results("runs/average") if fit["strategy"] == "full")
+    trees = kept("runs/average")
+    [last] = [name for name in trees if name.startswith("full") and not name.endswith(".average")]
+    [source] = [name for name in trees if name.startswith("pretrain") and not name.endswith(".average")]
+    path = "hidden_0/kernel"
+    moves = [np.linalg.norm(trees[name][path] - trees[source][path]) for name in (f"{last}.average", last)]
+    assert 0 < moves[0] < 0.1 * moves[1]  # of three steps it has gone (1 - 0.99) (3 + 2 + 1) / 3 of the way
 
 
 def near(capsys):
@@ -278,7 +300,7 @@ def again(capsys):
     run("Go on after a run was killed, or an unfreezing in it", *QUICK)
     before = Path("runs/phases/results.jsonl").read_bytes()
     run("Go on after a run was killed, or an unfreezing in it", *QUICK)
-    assert Path("runs/phases/results.jsonl").read_bytes() == before and len(before.splitlines()) == 3
+    assert Path("runs/phases/results.jsonl").read_bytes() == before and len(before.splitlines()) == 4
 
 
 def reference(capsys):
