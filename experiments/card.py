@@ -327,7 +327,7 @@ def _arm(transfer: Transfer, text: str, place: Place) -> tuple[Arm, JudgedItems,
     end = _end_of(tried)
     key = _key(tried, transfer, end)
     file = place.output / "arms" / transfer.name / f"{plan.file_name(label)}.json"
-    evals = _evaluations(tried, transfer.shift)
+    evals = _evaluations(tried, transfer)
     test_sets = _test_sets(tried, evals, transfer.shift)
     known = directory.read_record(file)
     if known is not None and known["key"] == key:
@@ -450,10 +450,10 @@ def _tried(
 # ---- Scores of the fits
 
 
-def _evaluations(experiment: Experiment, shift: str) -> list[evaluations.Evaluation]:
-    """The test sets of the source and of the shift, whose scores of items are kept."""
-    every = evaluations.read(experiment.settings, ["source", *([shift] if shift else [])], [experiment], keep=True)
-    return [each._replace(keep=True) for each in every]
+def _evaluations(experiment: Experiment, transfer: Transfer) -> list[evaluations.Evaluation]:
+    """The test sets of a source that is trained here and of the shift, whose scores of items are kept."""
+    names = [*(["source"] if transfer.flags.get("source") else []), *([transfer.shift] if transfer.shift else [])]
+    return [each._replace(keep=True) for each in evaluations.read(experiment.settings, names, [experiment], keep=True)]
 
 
 def _test_sets(
