@@ -196,7 +196,7 @@ def _make_card(
         anchors[transfer.name] = _anchor(transfer, reference, prepared)
     if not parts:
         raise InputError(f"no transfer has a card of '{strategy.label}': {'; '.join(dict.fromkeys(left_out.values()))}")
-    order = 0 if options.explore else _counted(place.version, strategy.code, parts)
+    order = 0 if options.explore else _counted(place.version, parts)
     from experiments.pages import strategy_card as page  # draws: matplotlib takes a second to import
 
     told = page.Told(
@@ -274,7 +274,7 @@ def _anchor(transfer: Transfer, reference: Reference, place: Place) -> int:
     return int(((predicted == labels) != arm.target[0]).sum())
 
 
-def _counted(version: str, code: str, parts: Sequence[OnTransfer]) -> int:
+def _counted(version: str, parts: Sequence[OnTransfer]) -> int:
     """Which strategy this is, from 1, whose verdict on the items that confirm is looked at by this user here.
 
     It is counted in the cache of looks, by what the fits predict: a strategy under another name is the same. 1 where
