@@ -176,14 +176,14 @@ def _make_card(
     directory.write_record(place.output / "about.json", about)
     transfers, left_out = _transfers(options, folder, known)
     began = time.monotonic()
+    places = [_prepared_for(transfer, place) for transfer, _ in transfers]  # before the checks let JAX find its devices
     from tljax import audit  # after the flags are read, so that help is quick
 
     console.say(f"{place.version}: the proofs of {strategy.label}")
     proofs = audit.check_strategy(options.strategy)
     parts: list[OnTransfer] = []
     anchors: dict[str, int] = {}
-    for transfer, reference in transfers:
-        prepared = _prepared_for(transfer, place)
+    for (transfer, reference), prepared in zip(transfers, places, strict=True):
         try:
             arm, items, test_sets = _arm(transfer, options.strategy, prepared)
         except InputError as error:

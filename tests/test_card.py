@@ -143,7 +143,8 @@ def test_who_explores_is_told_nothing_of_the_items_that_confirm():
     for name in ("accuracy", "from_others", "rank"):
         assert after["transfers"]["a_b"][name] == record["transfers"]["a_b"][name]
     rotated = np.random.default_rng(3).random((len(SEEDS), ITEMS)) < 0.5
-    of_same_items = this.reference._replace(test_sets=("b", "a", "b"))
+    arms = {name: each._replace(shift=~rotated) for name, each in this.reference.arms.items()}
+    of_same_items = this.reference._replace(test_sets=("b", "a", "b"), arms=arms)
     this = this._replace(arm=own._replace(shift=rotated), reference=of_same_items)
     rows = this.items.halves["explore"]
     for explore, wanted in ((True, rotated[:, rows]), (False, rotated)):
