@@ -145,7 +145,7 @@ def _of_step(text: str) -> "Report":
     except (Exception, SystemExit) as error:
         raise InputError(f"{what} cannot be read: {plugins.describe(error, arguments['step'])}") from error
 
-    if calls := [finding for finding in report.of("frozen", "not decided") if "_callback'" in finding.detail]:
+    if calls := [finding for finding in report.select("frozen", "not decided") if "_callback'" in finding.detail]:
         source = f" at {calls[0].source}" if calls[0].source else ""
         raise InputError(
             f"{what}: what is frozen goes through the host{source}, where nothing is known of it: "

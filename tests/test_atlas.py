@@ -211,7 +211,7 @@ def trained(model, params, data, trees, many="map", steps=20):
         for tree in trees
     ]
     [(state, _)] = train.fit(spec, fits, data, [steps], execution=train.Execution(many=many))
-    return [jax.tree.map(np.asarray, state.of(state.fits.index(i))[0]) for i in range(len(fits))]
+    return [jax.tree.map(np.asarray, state.params_and_state(state.fits.index(i))[0]) for i in range(len(fits))]
 
 
 def _adam():

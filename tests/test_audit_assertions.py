@@ -48,8 +48,8 @@ def table(*arguments, of=audit.frozen, **options):
 
 def test_what_is_proved_passes_and_is_reported():
     report = audit.frozen(descend(), PARAMS, BATCH, MASK)
-    assert {finding.path for finding in report.of("frozen", "proved")} == {"body/bias", "body/kernel"}
-    assert {finding.grade for finding in report.of("frozen")} == {"identical"}
+    assert {finding.path for finding in report.select("frozen", "proved")} == {"body/bias", "body/kernel"}
+    assert {finding.grade for finding in report.select("frozen")} == {"identical"}
 
 
 def test_a_frozen_leaf_that_moves_fails_with_its_line():

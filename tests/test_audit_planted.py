@@ -28,7 +28,7 @@ def anyone_s_jax():
 
 def told(report):
     """{(claim, path)} of what a report refutes, and of what it proves to be idle."""
-    return {(finding.claim, finding.path) for finding in (*report.refuted, *report.of("idle", "proved"))}
+    return {(finding.claim, finding.path) for finding in (*report.refuted, *report.select("idle", "proved"))}
 
 
 def harmed(bug, clean):
@@ -52,7 +52,7 @@ def test_a_planted_bug_does_harm_and_the_clean_loop_none(name):
         assert any(path in other for other in harmed_paths), (path, harmed_paths)
     assert not harmed(BUGS[name], clean=True)
     claim = BUGS[name].claims[0][0]
-    proved = {finding.path for finding in audited(name, False).of(claim, "proved")}
+    proved = {finding.path for finding in audited(name, False).select(claim, "proved")}
     assert claim == "idle" or not proved & harmed_paths
 
 
@@ -107,7 +107,7 @@ def test_the_audit_refutes_what_a_planted_bug_breaks(name, request):
     report = audited(name, False)
     for claim, path in BUGS[name].claims:
         assert any(claim == other and path in leaf for other, leaf in told(report)), report.table()
-    assert all(finding.grade == "changed" for finding in report.of("frozen", "refuted"))
+    assert all(finding.grade == "changed" for finding in report.select("frozen", "refuted"))
     assert {claim for claim, _ in told(report)} - COSTS <= {claim for claim, _ in BUGS[name].claims}, report.table()
     assert not report.undecided, report.table()
 
@@ -131,8 +131,8 @@ def test_the_audit_proves_a_clean_loop(build):
     report = audit.step(loop.step, loop.state, loop.batch, loop.mask, **loop.options)
     assert not report.refuted, report.table()
     assert not report.undecided, report.table()
-    assert report.of("frozen", "proved")
-    assert report.of("trains", "proved")
+    assert report.select("frozen", "proved")
+    assert report.select("trains", "proved")
 
 
 @pytest.mark.slow
@@ -162,7 +162,7 @@ def test_a_misuse_of_optax_is_named_for_what_it_is(misuse, claims):
     report = audit.optimizer(misuse(mask), params, mask)
     assert {(claim, path.split("/")[0]) for claim, path in told(report)} - {("state", "backbone")} == set(claims)
     assert not report.undecided
-    for finding in report.of("frozen", "refuted"):
+    for finding in report.select("frozen", "refuted"):
         assert ("as decay does" in finding.detail) == (misuse.__name__ in BY_DECAY)
         assert ("its gradient" in finding.detail) == (misuse.__name__ not in BY_DECAY)
 
@@ -180,7 +180,7 @@ def test_optax_used_rightly_raises_no_alarm(misuse):
     assert told(report) == ({("state", "backbone/bias"), ("state", "backbone/kernel")} if kept else set())
     assert bool(kept) == (misuse is optax_misused.freeze_comes_first)
     assert not report.undecided
-    assert len(report.of("frozen", "proved")) == 2
+    assert len(report.select("frozen", "proved")) == 2
 
 
 WHY_NOT = {
@@ -214,7 +214,7 @@ def test_every_public_transformation_of_optax_is_proved_under_masked_or_named(ca
         report = audit.optimizer(tx, params, mask)
         assert not report.undecided, name
         assert {claim for claim, _ in told(report)} == ({"trains"} if name in TRAINS_NOTHING else set()), name
-        assert len(report.of("frozen", "proved")) == len(report.of("state", "proved")) == 2, name
+        assert len(report.select("frozen", "proved")) == len(report.select("state", "proved")) == 2, name
         proved.append(name)
     assert set(named) == set(WHY_NOT)
     assert len(proved) > 100

@@ -350,7 +350,7 @@ def trained(spec, fits, execution=None, ends=(STEPS,), states=(), examples=DATA)
     of_fits = {}
     for state, log in train.fit(spec, fits, examples, ends, states, execution):
         for row, i in enumerate(state.fits):
-            params = jax.device_get(state.of(row)[0])
+            params = jax.device_get(state.params_and_state(row)[0])
             of_fits[i] = (params, np.asarray(log.loss)[row])
     return of_fits
 

@@ -225,7 +225,7 @@ def test_a_state_is_estimated_at_every_point_and_where_a_phase_begins():
     for name, execution in (("anew", train.Execution()), ("cached", train.Execution(cache=cache))):
         for now, _ in train.fit(spec, fits, DATA, [4, 8, 20, STEPS], execution=execution):
             for row in range(2):
-                params, state = now.of(row)
+                params, state = now.params_and_state(row)
                 near(state, estimated(params, variables(row)[1], tuple(MODULES)))
             logits = evaluate.logits_of(spec, fits, now, evaluate.padded(IMAGES), EXAMPLES)()
             np.testing.assert_allclose(logits[1], plain_outputs(params, state, IMAGES)[0], rtol=1e-4, atol=1e-5)

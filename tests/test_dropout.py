@@ -386,7 +386,7 @@ def fitted(*trained, keeps_dropout=(), cache=None, steps=4, rate=0.1, seeds=(0,)
     for state, log in train.fit(spec, given, DATA, [steps], execution=execution):
         for row, i in enumerate(state.fits):
             losses[i] = log.loss[row]
-            ends[i] = jax.tree.map(np.asarray, state.of(row)[0])
+            ends[i] = jax.tree.map(np.asarray, state.params_and_state(row)[0])
     return np.array([losses[i] for i in range(len(seeds))]), [ends[i] for i in range(len(seeds))]
 
 

@@ -78,7 +78,9 @@ def flat_rows(tree):
 
 def params_of(state):
     """{path: array} of each fit of a state."""
-    return [dict(paths.items(jax.tree.map(np.asarray, state.of(row)[0]))) for row in range(len(state.fits))]
+    return [
+        dict(paths.items(jax.tree.map(np.asarray, state.params_and_state(row)[0]))) for row in range(len(state.fits))
+    ]
 
 
 def score_of(flat, step):

@@ -60,7 +60,7 @@ def fitted(model, fits, cache, optimizer="sgd", merge=None, messages=None):
     losses, params = [], {}
     for state, log in train.fit(spec, fits, DATA, [12, STEPS], execution=execution):
         losses.append(log.loss)
-        params |= {i: jax.tree.map(np.array, state.of(row)[0]) for row, i in enumerate(state.fits)}
+        params |= {i: jax.tree.map(np.array, state.params_and_state(row)[0]) for row, i in enumerate(state.fits)}
     return [params[i] for i in range(len(fits))], np.concatenate([loss.ravel() for loss in losses])
 
 

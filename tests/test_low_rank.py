@@ -361,8 +361,10 @@ def test_however_it_is_trained_factors_give_what_merged_kernels_give(way):
     atol = 0.01 if way == "bfloat16" else 1e-5
     close = partial(np.testing.assert_allclose, rtol=0, atol=atol)
     for row in range(len(merged.fits)):
-        jax.tree.map(close, by_factors.of(row), merged.of(row))
+        jax.tree.map(close, by_factors.params_and_state(row), merged.params_and_state(row))
     if way == "average":
         jax.tree.map(close, by_factors.average.params, merged.average.params)
-    moved = jax.tree.map(lambda after, before: np.abs(after - before).max(), merged.of(0)[0], start.params)
+    moved = jax.tree.map(
+        lambda after, before: np.abs(after - before).max(), merged.params_and_state(0)[0], start.params
+    )
     assert moved["hidden_0"]["lora_a"] > 5e-4 and not moved["hidden_0"]["kernel"]

@@ -122,7 +122,7 @@ def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
 def test_where_a_backend_does_not_say_what_a_program_takes_nothing_is_known():
     for flops in ({"flops": 0.0}, {"flops": -1.0}, {}, None):
         program = SimpleNamespace(cost_analysis=lambda flops=flops: flops, memory_analysis=lambda: None)
-        assert cost.of(program) == cost.of(None) == train.Cost(None, None)
+        assert cost.analyze(program) == cost.analyze(None) == train.Cost(None, None)
 
 
 def test_peak_memory_is_in_the_dry_run_the_report_and_the_results_and_cannot_be_changed(tasks, tmp_path, capsys):

@@ -77,7 +77,7 @@ def ends_of(spec, fits, states=(), ends=tuple(ENDS), **execution):
         logits = evaluate.logits_of(spec, fits, state, padded, 60, run)()
         for row, i in enumerate(state.fits):
             average = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.average.params)
-            result[i] = jax.tree.map(np.array, state.of(row)[0]), average, logits[row]
+            result[i] = jax.tree.map(np.array, state.params_and_state(row)[0]), average, logits[row]
     return result, shared
 
 
@@ -289,7 +289,7 @@ def test_low_rank_fits_of_a_transformer_equal_themselves_alone():
 
     def after(fits, many):
         [(state, _)] = train.fit(spec, fits, data, [2], execution=train.Execution(many=many))
-        return [jax.tree.leaves(jax.tree.map(np.array, state.of(row)[0])) for row in range(len(fits))]
+        return [jax.tree.leaves(jax.tree.map(np.array, state.params_and_state(row)[0])) for row in range(len(fits))]
 
     together, beside = after(fits, "map"), after(fits, "vmap")
     for i, fit in enumerate(fits):

@@ -378,7 +378,7 @@ def test_a_group_parts_where_its_masks_differ_and_keeps_the_bits_of_single_fits(
     for state, log in train.fit(*phased(by_seed, seeds=(0, 1, 2))):
         assert log.loss.shape[0] == len(state.fits)
         for row, i in enumerate(state.fits):
-            together[i] = jax.tree.map(np.array, state.of(row)[0])
+            together[i] = jax.tree.map(np.array, state.params_and_state(row)[0])
     assert sorted(together) == [0, 1, 2]
     for seed, params in together.items():
         *_, (alone, _) = train.fit(*phased(by_seed, seeds=(seed,)))
@@ -476,7 +476,9 @@ def test_phases_of_elements_and_rates_in_the_trainer_equal_a_loop_of_ones_own():
         assert len(opt_state.younger) == 1
         for name in ("hidden_0", "head"):
             for leaf in ("kernel", "bias"):
-                np.testing.assert_allclose(state.of(row)[0][name][leaf], params[name][leaf], rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(
+                    state.params_and_state(row)[0][name][leaf], params[name][leaf], rtol=1e-4, atol=1e-5
+                )
         still = ~fit.phases[1][1]["hidden_0"]["kernel"]
         kernel = np.asarray(state.params["hidden_0"]["kernel"][row])
         assert kernel[still].tobytes() == np.asarray(fit.params["hidden_0"]["kernel"])[still].tobytes()
