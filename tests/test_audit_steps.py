@@ -440,7 +440,7 @@ def test_of_a_step_that_is_too_large_to_run_a_few_elements_refute(tx, monkeypatc
 def test_of_leaves_that_are_computed_alike_one_is_run_and_the_others_cite_it(monkeypatch):
     monkeypatch.setattr(audit.numbers, "MOST_FLOPS", 0.0)
     run, change = [], audit.elements.change
-    monkeypatch.setattr(audit.elements, "change", lambda *a: run.append(a[2]) or change(*a))
+    monkeypatch.setattr(audit.elements, "change", lambda *a: run.append(a[1]) or change(*a))
     names, shape = ["a", "b", "c", "d", "e"], jax.ShapeDtypeStruct((3,), jnp.float32)
     params = {**dict.fromkeys(names, shape), "head": shape}
     mask = {path: path == "head" for path in params}

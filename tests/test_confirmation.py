@@ -29,7 +29,7 @@ def task(items=400, groups=None):
 
 def test_halves_share_nothing_and_are_the_same_every_time():
     whole = task(401)
-    halves = [confirmation.halved(whole, half) for half in confirmation.HALVES]
+    halves = [confirmation.halved(whole, half) for half in ("explore", "confirm")]
     rows = [half.test.arrays[:, 0].astype(int) // 2 for half in halves]
     assert sorted([*rows[0], *rows[1]]) == list(range(401)) and [len(each) for each in rows] == [201, 200]
     for half, chosen in zip(halves, rows, strict=True):
@@ -51,7 +51,7 @@ def test_a_half_is_known_to_stay_what_it_was():
 
 def test_groups_stay_together():
     groups = np.repeat(np.arange(21), np.arange(21) + 3)
-    halves = [confirmation.halved(task(len(groups), groups), half).test.groups for half in confirmation.HALVES]
+    halves = [confirmation.halved(task(len(groups), groups), half).test.groups for half in ("explore", "confirm")]
     assert not set(halves[0]) & set(halves[1]) and sorted([*halves[0], *halves[1]]) == groups.tolist()
     assert [len(set(each)) for each in halves] == [11, 10]
     few = task(30, np.arange(30) % 15)

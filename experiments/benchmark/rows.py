@@ -367,11 +367,11 @@ def measure(
     versions: dict[str, str] = {}
     for result in taken.values():
         versions |= result.first.get("versions", {})
-    measurements = _of_programs(case, sides, taken) if programs else _of_turns(case, sides, taken, options)
+    measurements = _of_programs(case, sides, taken) if programs else _of_turns(case, sides, taken)
     return measurements, versions
 
 
-def _of_turns(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken], options: Options) -> list[Measurement]:
+def _of_turns(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken]) -> list[Measurement]:
     """The measurements of sides that trained turns."""
     several = {name: result for name, result in taken.items() if result.turns}
     work = next(iter(sides.values())).work

@@ -106,7 +106,7 @@ def judged(
         [
             *end_notes(judging.end),
             *notes,
-            *_metric_notes(metrics, family, on),
+            *_metric_notes(metrics, on),
             *_source_notes(rows),
             *_look_notes(look, judging),
             *_group_notes(table, groups),
@@ -148,7 +148,7 @@ def _source_notes(rows: Sequence[Result]) -> list[str]:
     ]
 
 
-def _metric_notes(metrics: Mapping[str, Metric], family: Sequence[Comparison], on: str) -> list[str]:
+def _metric_notes(metrics: Mapping[str, Metric], on: str) -> list[str]:
     """Notes on what is judged: the metric where it is not accuracy, which way it is turned, and on what."""
     texts = []
     if on == "retention":

@@ -29,11 +29,6 @@ from tljax.types import Metric
 NOTHING = "\N{EN DASH}"
 
 
-def percent(fraction: float) -> str:
-    """A fraction in %, two decimals."""
-    return f"{100 * fraction:.2f}"
-
-
 def signed(points: float, digits: int = 2) -> str:
     """A difference in points, two decimals, with its sign even at 0.00, so that it agrees with its verdict.
 
@@ -60,8 +55,8 @@ def count(value: float | None) -> str:
 def ranged(values: Spread | None, form: Callable[[float], str], several: bool = True) -> Cell:
     """The cell of a mean, with a range or interval if it is of `several` values; a dash for None.
 
-    >>> ranged((0.5, 0.25, 0.75), percent).below
-    '25.00 to 75.00'
+    >>> ranged((0.5, 0.25, 0.75), "{:.2f}".format).below
+    '0.25 to 0.75'
     """
     if values is None:
         return Cell(NOTHING)

@@ -39,7 +39,6 @@ from tljax.types import InputError, Task
 
 SPLIT = "tljax: halves of a test set, 1"
 """The text under which groups of test examples are hashed: no flag, as nobody is to choose the halves."""
-HALVES = ("explore", "confirm")
 
 
 @dataclass(frozen=True)

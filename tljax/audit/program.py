@@ -276,8 +276,9 @@ def extent(value: Value) -> tuple[float, float] | None:
     return _hull(value.pieces)
 
 
-def _unlike(pieces: Iterable[Piece], extra: int = 0, equation: Any = None) -> Piece:
+def _unlike(pieces: Iterable[Piece], extra: int = 0) -> Piece:
     """An unknown piece that depends on all that the pieces depend on."""
+    equation = None
     for piece in pieces:
         extra |= piece.depends
         equation = equation or piece.equation

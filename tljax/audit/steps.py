@@ -52,7 +52,7 @@ def step(
     if schedule is not None:
         scope = {leaf.place: leaf.path for leaf in audit.leaves if leaf.trains is not False}
         moving = moves.leaves(traced, state, schedule, scope)
-    audit.labels = audit.of_gradients(loss, batch)
+    audit.labels = audit.gradient_labels(loss, batch)
     report = audit.report()
     report = replace(report, findings=(*report.findings, *moves.findings(traced, moving)))
     return report if purity.is_jitted(step) else replace(report, notes=(*report.notes, _ONE_TRACE))
@@ -373,7 +373,7 @@ class _Audit:
         ]
         if not zeros:
             return []
-        assumed = self.given()
+        assumed = self.assumptions()
         assumed.zeros.update({place: (True, program.EQUAL) for place in zeros})
         _, kept = self.invariant(assumed, zeros)
         return [self.by_place[place] for place in zeros if place in kept.zeros and kept.zeros[place][0] is True]
@@ -382,7 +382,7 @@ class _Audit:
 
     def report(self) -> Report:
         try:
-            reading, assumed = self.invariant(self.given())
+            reading, assumed = self.invariant(self.assumptions())
         except program.Stop as stop:
             claims: list[tuple[_Leaf, Claim]] = [(leaf, "trains") for leaf in self.leaves if leaf.trains is not False]
             claims += [(leaf, "frozen") for leaf in self.leaves if _any(leaf.frozen)]
@@ -433,17 +433,14 @@ class _Audit:
 
     def _shown_of_elements(self, moved: Mapping[int, Any]) -> dict[int, numbers.Shown]:
         """Where a few elements show that they change: of one leaf of each kind, which the others of its kind cite."""
-        scalars: dict[Any, Any] = {}
+        step = elements.Step(self.traced.closed, self.traced.leaves, self.size, self.by_place, self.labels, {})
         kinds: dict[Any, list[int]] = {}
         for place in moved:
             kinds.setdefault(self._kind(place), []).append(place)
         rows: dict[int, numbers.Shown] = {}
         for places in kinds.values():
             for place in places[:_TRIED]:
-                shown = elements.change(
-                    *(self.traced.closed, self.traced.leaves, place, moved[place]),
-                    *(self.by_place, self.size, self.labels, scalars),
-                )
+                shown = elements.change(step, place, moved[place])
                 if shown is not None:
                     cited = shown._replace(like=self.by_place[place].path)
                     rows |= {**dict.fromkeys(places, cited), place: shown}
@@ -522,9 +519,9 @@ class _Audit:
         if shown is not None:
             detail = f"{cause}: {shown}"
             return Finding(leaf.path, "frozen", "refuted", detail, source=source, grade="changed")
-        return Finding(leaf.path, "frozen", "not decided", cause + self.doubt(leaf, worst), source=source)
+        return Finding(leaf.path, "frozen", "not decided", cause + self.doubt(worst), source=source)
 
-    def doubt(self, leaf: _Leaf, piece: Piece) -> str:
+    def doubt(self, piece: Piece) -> str:
         """What would decide a leaf whose program does not."""
         unknown = [
             self.traced.paths[place]
