@@ -313,7 +313,8 @@ def _diagnose_update(
         ) from error
     if not works(whole[0], None if params is None else whole[1], extra_whole):
         return
-    trees = [name for name, value in extra.items() if value is extra_whole[name] and not _is_leaf_or_function(value)]
+    whole_trees = {name: value for name, value in extra.items() if value is extra_whole[name] and value is not None}
+    trees = [name for name, value in whole_trees.items() if not jax.tree_util.all_leaves([value])]
     if trees:
         raise InputError(
             f"update's extra argument '{trees[0]}' is not a tree like the parameters, so that its part for the leaves "
@@ -329,10 +330,6 @@ def _works(function: Callable[..., Any], *trees: Any) -> bool:
     except Exception:  # of any transformation
         return False
     return True
-
-
-def _is_leaf_or_function(value: Any) -> bool:
-    return value is None or jax.tree_util.all_leaves([value])
 
 
 def _wants_all(error: Exception) -> InputError:

@@ -216,7 +216,7 @@ def _designs(
         ],
     )
     best, first = ranked[0], max(seeds) + 1
-    names = listed_flags(best)
+    names = list(dict.fromkeys(strategy for _, strategy in best.members))
     console.say(
         "  the design that decides most, as flags (name them before the run, and leave the others as they are):"
     )
@@ -234,11 +234,6 @@ def base_text(judging: Judging, cost: Cost) -> str:
     if cost.longer:
         parts.append(f"scratch at equal source and target steps as {cost.longer:.3g}")
     return listed(parts)
-
-
-def listed_flags(best: Design) -> list[str]:
-    """The strategies of a design, as flags name them."""
-    return list(dict.fromkeys(strategy for _, strategy in best.members))
 
 
 def _row(each: Design, several: bool) -> list[TableCell]:

@@ -76,15 +76,15 @@ def _item(folder: Path) -> Path:
         return items[0]
     if items:
         raise InputError(f"'{folder}' holds {paths.some([item.name for item in items])}: name one, as '{items[0]}'")
-    steps = [step for step in folder.iterdir() if step.is_dir() and any((item / _TREE).is_file() for item in _in(step))]
+    steps = [
+        step
+        for step in folder.iterdir()
+        if step.is_dir() and any((item / _TREE).is_file() for item in (step, *step.iterdir()))
+    ]
     if steps:
         names = sorted((step.name for step in steps), key=lambda name: (len(name), name))
         raise InputError(f"'{folder}' holds the steps {paths.some(names)}: name one, as '{folder / names[-1]}'")
     raise InputError(f"'{folder}' holds no checkpoint: give a file of weights, a step's folder of Orbax, or tljax's")
-
-
-def _in(folder: Path) -> Iterator[Path]:
-    return (item for item in (folder, *folder.iterdir()) if item.is_dir())
 
 
 class _Restored(Mapping[str, np.ndarray]):

@@ -65,7 +65,7 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
     gradients: dict[int, _Role] = {}
     for _ in range(_GRADIENTS_IN_TURN):  # where a second gradient is taken follows from the first one (SAM)
         walk = _Walk(gradients)
-        inputs = [walk.input(_Role(bits.get(number, 0), bits.get(number, 0))) for number in _input_numbers(program)]
+        inputs = [walk.input(_Role(*[bits.get(number, 0)] * 2)) for number in range(len(program.jaxpr.invars))]
         results = walk.walk(program.jaxpr, inputs, (), _Context())
         walk.read(results, program.jaxpr.outvars, (), -1)
         before, gradients = gradients, _assigned(walk)
@@ -82,10 +82,6 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
 
 _GRADIENTS_IN_TURN = 4
 """Gradients each of which is taken at a place that the one before has moved, and what is not assigned beyond."""
-
-
-def _input_numbers(program: Any) -> range:
-    return range(len(program.jaxpr.invars))
 
 
 # The program as one list of equations, with calls written out.
