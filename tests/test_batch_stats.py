@@ -269,11 +269,15 @@ def test_a_stage_whose_state_is_tracked_is_in_no_frozen_prefix():
     params, state = variables()
     mask = masks.under(params, HEAD)
     fit = fit_of(params, state, ((0, mask),))
-    of = lambda *modes: frozen_prefix_of(  # noqa: E731
+    prefix = lambda *modes: frozen_prefix_of(  # noqa: E731
         train.specialize(train.Spec(MODEL, None, OPTIMIZER, batch_stats=modes), fit, (mask,))
     )
-    assert of() == ("stem", "block_0") and of(("block_0", "tracked")) == ("stem",) and of(("stem", "tracked")) == ()
-    assert of(("stem", "reestimated"), ("block_0", "reestimated")) == ("stem", "block_0")
+    assert (
+        prefix() == ("stem", "block_0")
+        and prefix(("block_0", "tracked")) == ("stem",)
+        and prefix(("stem", "tracked")) == ()
+    )
+    assert prefix(("stem", "reestimated"), ("block_0", "reestimated")) == ("stem", "block_0")
 
 
 @pytest.mark.slow

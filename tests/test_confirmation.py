@@ -261,16 +261,16 @@ def test_a_word_that_is_withheld_confirms_nothing(tmp_path):
 
 
 def line(tasks, folder, name, *more, **flags):
-    given = {"strategies": ("full",), "train_examples": ("all",), "steps": 20, "longer_scratch": "false"} | flags
-    given |= {"workdir": folder / name, "epochs": None}
-    return ["compare", *command(tasks, folder, **given), f"--ledger={folder / 'ledger.jsonl'}", *more]
+    values = {"strategies": ("full",), "train_examples": ("all",), "steps": 20, "longer_scratch": "false"} | flags
+    values |= {"workdir": folder / name, "epochs": None}
+    return ["compare", *command(tasks, folder, **values), f"--ledger={folder / 'ledger.jsonl'}", *more]
 
 
 @pytest.mark.slow
 def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, capsys):
     compare.main(line(tasks, tmp_path, "explored", "--explore", strategies=("full", "head_only")))
-    said = " ".join(capsys.readouterr().out.split())
-    assert "0 other strategies had been tried on the test set" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "0 other strategies had been tried on the test set" in output
     explored = results(tmp_path / "explored")
     page = (tmp_path / "explored" / "report.md").read_text()
     assert "explore: 20 of 40 test examples" in page and page.split("\n\n")[1].startswith(confirmation.EXPLORED)
@@ -321,11 +321,11 @@ def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, caps
     with pytest.raises(InputError, match="registered before with another design"):
         compare.main(line(tasks, tmp_path, "again", *confirming, seeds=(8, 9, 10, 11)))
     before = (tmp_path / "ledger.jsonl").read_bytes()
-    told = f"--ledger={tmp_path / 'ledger.jsonl'}"
-    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", told])
+    ledger_flag = f"--ledger={tmp_path / 'ledger.jsonl'}"
+    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", ledger_flag])
     assert digest in (tmp_path / "pages" / "report.md").read_text()
     assert (tmp_path / "ledger.jsonl").read_bytes() == before  # the same fits are no new look
-    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", f"{told}2"])
+    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", f"{ledger_flag}2"])
     with ledger.opened(tmp_path / "ledger.jsonl2") as book:
         (look,) = book.of_kind("look")
         assert look["half"] == "all" and look["seeds"] == [4, 5, 6, 7] and len(look["methods"]) == 1

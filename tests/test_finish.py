@@ -123,16 +123,16 @@ def test_what_reinit_may_not_give_is_refused(reinit, message):
 
 
 def test_a_finish_that_asks_for_phases_gets_as_many_as_there_are_and_none_that_validation_ends():
-    asked = []
+    phase_counts = []
 
     def finish(params, start, context, *, phases):
-        asked.append(len(phases))
+        phase_counts.append(len(phases))
         return {"first": phases[-1]}
 
     start, _ = begin(plugins.method("lp_ft")[0]._replace(finish=finish))
     start.finish(start.params)
     close(start.finish(AFTER, [PROBED])["first"], PROBED)
-    assert asked == [2, 2] and start.finish_takes_phases
+    assert phase_counts == [2, 2] and start.finish_takes_phases
 
     def until(params, context):
         phases = plugins.method("lp_ft")[0].strategy(params, context)

@@ -217,9 +217,9 @@ def test_a_model_of_low_rank_leaves_gives_what_its_merged_parameters_give(name):
     model = built(name)
     start, apply = started(model), jax.jit(partial(models.apply, model))
     x = np.random.default_rng(5).uniform(size=(4, 28, 28, 1)).astype(np.float32)
-    of = {form: apply(getattr(start, form)(start.params), x) for form in ("factored", "merge")}
-    np.testing.assert_allclose(of["factored"], of["merge"], rtol=0, atol=1e-5)
-    assert np.abs(of["merge"] - apply(start.params, x)).max() > 0.01  # the change is no trifle
+    outputs = {form: apply(getattr(start, form)(start.params), x) for form in ("factored", "merge")}
+    np.testing.assert_allclose(outputs["factored"], outputs["merge"], rtol=0, atol=1e-5)
+    assert np.abs(outputs["merge"] - apply(start.params, x)).max() > 0.01  # the change is no trifle
     assert start.applied is start.factored and not plan.merged(start)
 
 
@@ -279,11 +279,11 @@ def test_factors_cost_half_of_what_a_merged_kernel_costs():
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
     start = started(model, strategy="lora:rank=4")
     [(_, mask)] = start.phases
-    of = {
+    flops_by_form = {
         form: flops.step_flops(model, start.params, mask, (28, 28, 1), 100, getattr(start, form)) / 1e6
         for form in ("factored", "merge")
     }
-    assert of["factored"] < 90 and of["merge"] > 160, of
+    assert flops_by_form["factored"] < 90 and flops_by_form["merge"] > 160, flops_by_form
 
 
 LABELS = jnp.asarray(RNG.integers(0, 3, 24).astype(np.int32))

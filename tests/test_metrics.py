@@ -145,8 +145,8 @@ def test_the_primary_metric_has_a_score_an_item():
     with pytest.raises(InputError, match="primary=mae: it is of values, and the targets are classes"):
         objective.for_task(classes, primary="mae")
     values = task("values", np.zeros((4, 1), np.float32), 1)
-    found = objective.for_task(values, metric_names=["r_squared", "mae"], primary="mae")
-    assert [metric.name for metric in found.metrics] == ["mae", "r_squared"]
+    goal = objective.for_task(values, metric_names=["r_squared", "mae"], primary="mae")
+    assert [metric.name for metric in goal.metrics] == ["mae", "r_squared"]
 
 
 OWN = """
@@ -175,14 +175,14 @@ def test_a_file_gives_a_metric_or_a_function(tmp_path):
     file.write_text(OWN)
     values = task("values", np.arange(12, dtype=np.float32).reshape(4, 3), 3)
     names = [f"{file}:metric:power=2", str(file), f"{file}:relative", f"{file}:cheap"]
-    found = objective.for_task(values, metric_names=names).metrics
-    assert [metric.name for metric in found] == ["r_squared", "metric:power=2", "mine", "relative", "cheap"]
+    read_metrics = objective.for_task(values, metric_names=names).metrics
+    assert [metric.name for metric in read_metrics] == ["r_squared", "metric:power=2", "mine", "relative", "cheap"]
     outputs, targets = coarse(4, 3), values.train.targets
-    got = [metrics.value(metric, outputs, targets) for metric in found[1:]]
+    got = [metrics.value(metric, outputs, targets) for metric in read_metrics[1:]]
     error = np.abs(outputs - targets)
     expected = [(error**2).mean(), error.mean(), error.mean() / targets.mean(), outputs[:, 0].mean()]
     np.testing.assert_allclose(got, expected, **TOLERANCE)
-    assert found[4] == Metric("cheap", "euros", False, found[4].item)
+    assert read_metrics[4] == Metric("cheap", "euros", False, read_metrics[4].item)
     assert objective.for_task(values, primary=f"{file}:cheap").metrics[0].name == "cheap"
     with pytest.raises(InputError, match="a score an item"):
         objective.for_task(values, primary=f"{file}:relative")
