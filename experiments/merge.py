@@ -214,13 +214,13 @@ def mean(trees: Sequence[Params]) -> Params:
     [2.0, 2.0]
     """
 
-    def of_leaves(*leaves: Any) -> np.ndarray:
+    def leaf_mean(*leaves: Any) -> np.ndarray:
         first = np.asarray(leaves[0])
         if not np.issubdtype(first.dtype, np.floating) and first.dtype.name != "bfloat16":
             return first
         return np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0).astype(first.dtype)
 
-    return jax.tree.map(of_leaves, *trees)
+    return jax.tree.map(leaf_mean, *trees)
 
 
 def greedy(
@@ -230,15 +230,15 @@ def greedy(
     primary = on_device.objective.metrics[0]
     sign = 1 if primary.larger_is_better else -1
 
-    def of(tree: Params) -> float:
+    def turned_score(tree: Params) -> float:
         value = score(tree)
         return -np.inf if value is None else sign * value
 
-    alone = [of(tree) for tree in trees]
+    alone = [turned_score(tree) for tree in trees]
     order = sorted(range(len(trees)), key=lambda i: -alone[i])
     chosen, best = order[:1], alone[order[0]]
     for i in order[1:]:
-        with_it = of(mean([trees[j] for j in [*chosen, i]]))
+        with_it = turned_score(mean([trees[j] for j in [*chosen, i]]))
         taken = with_it >= best
         console.say(
             f"  {members[i].result.name}: {primary.name} on the validation split {alone[i] * sign:.4f} alone, the mean "
@@ -335,10 +335,10 @@ def _write(
     about: dict[str, Any] = {"seed": first.seed, "accuracy": result.test_accuracy, "steps": result.steps}
     if result.metric is not None:
         about |= {"score": result.test_score, "metric": dict(result.metric)}
-    of_all = {**fit.about(settings, task), "fisher": False, "fits": {name: about}}
+    about_all = {**fit.about(settings, task), "fisher": False, "fits": {name: about}}
     if (folder / place).is_dir():
         raise InputError(f"--workdir={folder} holds this soup already: name a new folder")
-    checkpoint.save(folder / place, {name: merged}, of_all)
+    checkpoint.save(folder / place, {name: merged}, about_all)
     groups = task.test.groups
     predictions, sha256 = metrics.write_predictions(folder, name, goal, outputs, np.asarray(task.test.targets), groups)
     directory.write_record(

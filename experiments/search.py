@@ -150,7 +150,7 @@ def _source_flags(settings: Settings) -> dict[str, Any]:
 def _final_workdir(final: Settings, arm: Arm, folder: Path) -> Path:
     """The run directory of a winner's fits: a new one if a grown search has found another winner."""
     place = folder / "final" / arm.file_name
-    if not directory.of_another_experiment(place, final):
+    if not directory.holds_another_experiment(place, final):
         return place
     free = tuple(f"--{name}=" for name in _FREE)
     lines = [line for line in final.flagfile_lines() if not line.startswith(free)]
@@ -165,8 +165,8 @@ def _final_workdir(final: Settings, arm: Arm, folder: Path) -> Path:
 
 def _final_flags(flags: Mapping[str, Any], settings: Settings, arm: Arm) -> dict[str, Any]:
     """The flags of a winner's fits: all training examples, and the seeds that the search has not seen."""
-    of_arm = {"strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-    return {**_source_flags(settings), **flags, **of_arm, "validation": 0.0, "seeds": settings.seeds}
+    arm_flags = {"strategies": (arm.strategy,), "train_examples": (arm.budget,)}
+    return {**_source_flags(settings), **flags, **arm_flags, "validation": 0.0, "seeds": settings.seeds}
 
 
 def _arms(settings: Settings, options: Search) -> list[Arm]:
@@ -210,7 +210,7 @@ def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
 def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path, maximize: bool) -> search.Search:
     """Open the study of an arm, which refuses another space, other search seeds and other flags of its fits."""
     searched = {dimension.name for dimension in arm.ranges}  # under their values an automatic one may be another
-    neutral_values = NEUTRAL if searched & {"optimizer", "weight_decay"} else settings.of_older_runs()
+    neutral_values = NEUTRAL if searched & {"optimizer", "weight_decay"} else settings.neutral_values()
     neutral = {
         f"--{name}={written(value)}" for name, value in neutral_values.items()
     }  # older studies do not name these flags

@@ -112,6 +112,8 @@ def registered(folder, says=SAYS, **claim):
         ({"design": {"seeds": "1-2", "train_examples": "all", "steps": "many"}}, "design: .*many"),
         ({"smallest_effect": "0.5"}, "smallest_effect is .*not a number"),
         ({"more": 1}, "more is unknown"),
+        ({"known": ["a paper"]}, "known is .*not text"),
+        ({"knwon": "a paper"}, "knwon is unknown.*'known'"),
     ],
 )
 def test_what_is_no_registration_is_refused_in_a_line(tmp_path, changes, words):

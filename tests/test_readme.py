@@ -1,4 +1,4 @@
-"""README.md and experiments/README.md are true: every command and every piece of code in them runs."""
+"""README.md, experiments/README.md and the pages beside them are true: their commands and pieces of code run."""
 
 import csv
 import re
@@ -35,13 +35,20 @@ from tljax import models
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8")
+SPEED = (ROOT / "experiments" / "benchmark" / "README.md").read_text(encoding="utf-8")
+STRATEGIES = (ROOT / "tljax" / "strategies" / "README.md").read_text(encoding="utf-8")
 COMMANDS_OF = {
     page: [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
-    for page, text in (("README.md", TEXT), ("experiments/README.md", PROJECT))
+    for page, text in (
+        ("README.md", TEXT),
+        ("experiments/README.md", PROJECT),
+        ("experiments/benchmark/README.md", SPEED),
+    )
 }
 COMMANDS = [line for lines in COMMANDS_OF.values() for line in lines]
-[STRATEGY, LOOP, SUITE], [SOURCE, WEIGHTS, ELSEWHERE] = (
-    re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT)
+[STRATEGY, LOOP, SUITE], [SOURCE, WEIGHTS, ELSEWHERE], [NOISE] = (
+    re.findall(r"```python\n(.*?)```", text, re.S) for text in (TEXT, PROJECT, RESULTS)
 )
 PROGRAMS = {
     f"experiments.{program.__name__.split('.')[-1]}": program.main
@@ -87,7 +94,7 @@ def test_the_studies_of_the_first_page_are_planned_as_it_says():
     """Eight seeds, sources anew with each, a margin of a point, and what is judged; the tables have those budgets."""
     expected = {"helps": "5/class", "helps_cnn": "5/class", "hurts": "budgets"}
     for name, family in expected.items():
-        assert f"--flagfile=experiments/flags/{name}.flags" in TEXT
+        assert f"--flagfile=experiments/flags/{name}.flags" in RESULTS
         lines = (ROOT / "experiments" / "flags" / f"{name}.flags").read_text().splitlines()
         flags = dict(line[2:].split("=", 1) for line in lines if line.startswith("--"))
         assert (flags["seeds"], flags["margin"], flags["family"], flags["looks"]) == ("0-7", "1", family, "1")
@@ -110,11 +117,13 @@ def test_the_kinds_of_lora_have_the_rates_seeds_and_margin_that_the_page_says():
     model = models.build(flags["lora"]["model"], 26, hidden=(), activation="relu")
     assert [name for name in models.names(model) if name.startswith("block")] == [f"block_{i}" for i in range(6)]
     assert (flags["lora_shared"]["margin"], flags["lora_shared"]["learning_rate"]) == ("1", "0.003")
-    assert "--runs=runs/lora --margin=1 --against=lora" in TEXT and "all at\none rate, 0.003" in TEXT
+    assert "--runs=runs/lora --margin=1 --against=lora" in RESULTS and "at one rate, 0.003" in " ".join(RESULTS.split())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "count"), [("README.md", 10), ("experiments/README.md", 27)])
+@pytest.mark.parametrize(
+    ("page", "count"), [("README.md", 3), ("experiments/README.md", 27), ("experiments/RESULTS.md", 8)]
+)
 def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
     """All but those on the complete data, and chaos; three steps of one seed each. Reports draw in `report` alone."""
     monkeypatch.chdir(tmp_path)
@@ -124,9 +133,10 @@ def test_the_other_commands_run(page, count, tmp_path, monkeypatch, capsys):
     (tmp_path / "FOLDER").mkdir()
     Image.fromarray(np.eye(28, dtype=np.uint8)).save(tmp_path / "FOLDER" / "line.png")
     ran = 0
+    elsewhere = COMMANDS_OF["README.md"] if page != "README.md" else ()
     for line in COMMANDS_OF[page]:
         python, dash, program, *arguments = shlex.split(line)
-        if line in COMMANDS[:2] or dash in ("tests/chaos.py", "tests/on_a_gpu.py"):
+        if line in COMMANDS[:2] or line in elsewhere or dash in ("tests/chaos.py", "tests/on_a_gpu.py"):
             continue
         assert (python, dash) == ("python", "-m")
         if "--manual_dir=DIR" in arguments or "lite0.safetensors" in line:
@@ -243,21 +253,62 @@ def test_the_loop_of_ones_own_trains_the_head_alone():
     assert (scope["params"]["head"]["kernel"] != 1).all()
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "experiments/README.md", "tljax/README.md", "tljax/strategies/README.md"]
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for place in ("*.md", "tljax/**/*.md", "experiments/**/*.md")
+    for page in ROOT.glob(place)
 )
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+    """Of every page: to a file that is there, and to a heading that it has."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose((ROOT / page).read_text(encoding="utf-8"))):
+        if link.startswith("https://"):
+            continue
         file, _, title = link.partition("#")
-        target = (ROOT / page).parent / file
+        target = (ROOT / page).parent / file if file else ROOT / page
         assert target.exists(), link
         if title:
-            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
-            assert title in {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in titles}, link
+            headings = re.findall(r"^#+ (.*)$", prose(target.read_text(encoding="utf-8")), re.M)
+            assert title in {re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings}, link
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tests_and_flagfiles_that_a_page_names_are_there(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for file, function in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?[`\s]", text):
+        assert f"def {function}" in (ROOT / file).read_text(encoding="utf-8"), file
+    for file in re.findall(r"`(experiments/flags/[\w/]+\.flags)`", text):
+        assert (ROOT / file).is_file(), file
+
+
+def prose(text: str) -> str:
+    """The page without its blocks of code."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
 
 
 def test_the_table_names_strategies_that_there_are():
     from experiments.runs import command_line
 
-    named = {name.split(":")[0] for name in re.findall(r"^\| `([^`]+)` \|", TEXT, re.M)}
+    table = STRATEGIES.partition("## The strategies that come with tljax")[2].partition("\n## ")[0]
+    named = {name.split(":")[0] for name in re.findall(r"^\| `([^`]+)` \|", table, re.M)}
     assert len(named) > 15 and named <= set(command_line.strategies())
+
+
+def test_the_first_page_is_short_and_names_every_strategy_with_their_number():
+    from experiments.runs import command_line
+
+    assert len(TEXT.splitlines()) <= 250 and TEXT.index("## What it is for") < len("\n".join(TEXT.splitlines()[:60]))
+    section = TEXT.partition("## Strategies")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+)`", section[section.index("\n- ") : section.index("\n`--strategies=")]))
+    assert named == set(command_line.strategies()) and section.strip().startswith(f"{len(named)} ")
+
+
+@pytest.mark.slow
+def test_the_noise_of_the_page_scores_as_it_says(capsys):
+    exec(NOISE, {})
+    rows = [[float(number) for number in row.split()] for row in capsys.readouterr().out.splitlines()]
+    [table] = re.findall(r"^```text\n(  8 .*?)```", RESULTS, re.S | re.M)
+    expected = [[float(number) for number in row.split()] for row in table.splitlines()]
+    np.testing.assert_allclose(rows, expected, atol=0.011, rtol=1e-5)

@@ -39,8 +39,12 @@ def numbers(atlas: Atlas) -> dict[str, Any]:
             "explained": atlas.fitted.explained,
             "ceiling": atlas.ceiling._asdict(),
             "strategies": [
-                {**told._asdict(), "by_cells": told.by_cells._asdict(), "by_numbers": told.by_numbers._asdict()}
-                for told in atlas.told
+                {
+                    **strategy._asdict(),
+                    "by_cells": strategy.by_cells._asdict(),
+                    "by_numbers": strategy.by_numbers._asdict(),
+                }
+                for strategy in atlas.told
             ],
             "greedy": [
                 {"of": choice.units, "strategy": choice.spec, "steps": [step._asdict() for step in choice.steps]}
@@ -59,7 +63,7 @@ def effects(atlas: Atlas) -> Table:
         for cell, effect in zip(atlas.cells, surrogate.effects, strict=True)
     ]
     order = np.argsort([-effect.value for effect in surrogate.effects], kind="stable")
-    of_stages = [
+    stage_rows = [
         [Text(f"{name}, all kinds"), Text(f"{_numbers(atlas, name):,}"), tables.estimate(effect, factor)]
         for name, effect in sorted(atlas.stages.items(), key=lambda item: -item[1].value)
     ]
@@ -68,7 +72,7 @@ def effects(atlas: Atlas) -> Table:
         for pair, effect in surrogate.pairs
     ]
     heading = units.headed("adds", units.of_differences(atlas.metric))
-    return Table("what each cell adds", ["cell", "numbers", heading], [*(rows[i] for i in order), *of_stages, *pairs])
+    return Table("what each cell adds", ["cell", "numbers", heading], [*(rows[i] for i in order), *stage_rows, *pairs])
 
 
 def _numbers(atlas: Atlas, stage: str) -> int:
@@ -79,16 +83,23 @@ def strategies(atlas: Atlas) -> Table:
     """Each strategy among the masks of its size."""
     rows = [
         [
-            Text(told.label),
-            Text(units.shown(atlas.metric, units.sign(atlas.metric) * told.score)),
-            Text(NOTHING if told.cells is None else str(told.cells)),
-            _percentile(told.by_cells),
-            Text(f"{told.numbers:,}"),
-            _percentile(told.by_numbers),
+            Text(each.label),
+            Text(units.shown(atlas.metric, units.sign(atlas.metric) * each.score)),
+            Text(NOTHING if each.cells is None else str(each.cells)),
+            _percentile(each.by_cells),
+            Text(f"{each.numbers:,}"),
+            _percentile(each.by_numbers),
         ]
-        for told in sorted(atlas.told, key=lambda told: -told.score)
+        for each in sorted(atlas.told, key=lambda each: -each.score)
     ]
-    columns = ["strategy", tables.of_test(atlas.metric, "Validation"), "cells", "percentile", "numbers", "percentile "]
+    columns = [
+        "strategy",
+        tables.score_heading(atlas.metric, "Validation"),
+        "cells",
+        "percentile",
+        "numbers",
+        "percentile ",
+    ]
     return Table("strategies among masks of their size", columns, rows)
 
 
@@ -171,7 +182,7 @@ def page(atlas: Atlas, folder: Path, title: str, lines: Sequence[str], notes: Se
     if atlas.told:
         sections.append(Section("Strategies", "strategies", [Block(STRATEGIES + after, strategies(atlas))]))
     sizes = atlas.masks @ np.array([cell.size for cell in atlas.cells])
-    points = {told.label: (told.numbers, told.score) for told in atlas.told}
+    points = {each.label: (each.numbers, each.score) for each in atlas.told}
     picture = figures.atlas_masks(sizes, atlas.scores.mean(1), points, atlas.metric)
     sections.append(
         Section("Masks", "masks", [Block(MASKS.format(**words) + after, pictures=[picture], kind="box wide")])

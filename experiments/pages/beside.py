@@ -46,7 +46,7 @@ MILESTONES = (
 )
 
 
-def of_study(
+def beside_study(
     parts: Sequence[Predictions],
     table: Right,
     rows: Sequence[Result],
@@ -60,7 +60,7 @@ def of_study(
     """What stands beside the verdicts on targets; None of verdicts on retention, and where nothing is compared."""
     if judging.verdict_on != "target" or not family:
         return None
-    labels = {target: of_part for part in parts for target, of_part in part.labels.items() if target in terms}
+    labels = {target: part_labels for part in parts for target, part_labels in part.labels.items() if target in terms}
     return asides.asides(table, rows, curves, family, labels, terms, level, judging.against, **by_set)
 
 
@@ -164,7 +164,7 @@ def _classes(
         rows = [
             (
                 tables.place(each.source, target),
-                [Cell(each.strategy), *(_difference(metric, one and one[:3]) for one in each.intervals)],
+                [Cell(each.strategy), *(_difference(metric, interval and interval[:3]) for interval in each.intervals)],
             )
             for each in members
         ]

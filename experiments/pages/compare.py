@@ -93,8 +93,8 @@ def judged(
         reason = f"looked at {look} times with {judging.looks} planned"
         family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
     curves = {name: curve for part in parts for name, curve in part.curves.items()}
-    of_targets = conditions_of(table, metrics, margin, **by_set)
-    longer = [] if on == "retention" else predictions.at_equal_total(table, rows, of_targets, level)
+    conditions_by_target = conditions_of(table, metrics, margin, **by_set)
+    longer = [] if on == "retention" else predictions.at_equal_total(table, rows, conditions_by_target, level)
     return Study(
         rows,
         curves,
@@ -117,8 +117,8 @@ def judged(
         ],
         predictions.most_wrong([part for part in parts if not part.longer]),
         on,
-        beside.of_study(
-            parts, predictions.without_longer(table), rows, curves, family, of_targets, level, judging, by_set
+        beside.beside_study(
+            parts, predictions.without_longer(table), rows, curves, family, conditions_by_target, level, judging, by_set
         ),
     )
 
@@ -394,8 +394,8 @@ def _sections_at_largest_budget(
         names = dict.fromkeys(name for each in members.values() for fit in each for name in fit.evals or {})
         shifted = [figures.shifted(members, name, where, strokes) for name in names]
         pictures.setdefault(("shifted", _filled(SHIFTED, metric)), []).extend(shifted)
-        of_source = figures.retention_metric_of(members)
-        kept = _filled(RETENTION, metric, of_source=units.spoken(of_source), constant=_of_each(metric))
+        retention_metric = figures.retention_metric_of(members)
+        kept = _filled(RETENTION, metric, of_source=units.spoken(retention_metric), constant=_constant_of_each(metric))
         pictures.setdefault(("kept", kept), []).append(figures.retention(members, where, strokes))
         pictures.setdefault(("sure", RELIABILITY), []).append(figures.reliability(members, where, strokes))
     for (key, caption), drawn in pictures.items():
@@ -420,7 +420,7 @@ def _filled(caption: str, metric: Metric, **values: str) -> str:
     return caption.format(**{**known, **values})
 
 
-def _of_each(metric: Metric) -> str:
+def _constant_of_each(metric: Metric) -> str:
     return "the share of the most frequent class" if metric == units.ACCURACY else constant_answer(metric)
 
 
@@ -492,11 +492,11 @@ def _scores_by_labels(fits: Sequence[Result], strokes: figures.Strokes, notes: s
     """The metric against labels: a table for each target, and figures."""
     blocks = []
     for target in dict.fromkeys(fit.target for fit in fits):
-        of_target = [fit for fit in fits if fit.target == target]
-        metric = of_results.metric(of_target[0])
+        target_fits = [fit for fit in fits if fit.target == target]
+        metric = of_results.metric(target_fits[0])
         caption = _filled(LABELS, metric, single=SINGLE if metric == units.ACCURACY else "")
-        heading = tables.scores_heading(of_target, target)
-        blocks.append(Block(caption + notes, tables.scores(of_target, target), heading=heading))
+        heading = tables.scores_heading(target_fits, target)
+        blocks.append(Block(caption + notes, tables.scores(target_fits, target), heading=heading))
     drawn = [figures.scores_by_labels(_members(fits, pair), tables.place(*pair), strokes) for pair in _pairs(fits)]
     return [*blocks, *figure(LABELS_PICTURE + notes, drawn)]
 
@@ -576,8 +576,8 @@ def _members(fits: Sequence[Result], pair: Pair, budget: Any = None) -> dict[str
     source, target = pair
     chosen: dict[tuple[str, int, int], Result] = {}
     for fit in sorted(fits, key=lambda fit: fit.source == source):  # the pair's own come last, and replace
-        of_pair = fit.strategy == "scratch" or fit.source in (None, source)
-        if fit.target == target and of_pair and budget in (None, fit.train_examples):
+        is_of_pair = fit.strategy == "scratch" or fit.source in (None, source)
+        if fit.target == target and is_of_pair and budget in (None, fit.train_examples):
             chosen[label(fit), fit.train_examples, fit.seed] = fit
     members: dict[str, list[Result]] = {name: [] for name in dict.fromkeys(map(label, fits))}
     for fit in chosen.values():

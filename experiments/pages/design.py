@@ -54,12 +54,12 @@ def show(parts: Sequence[Predictions], judging: Judging, fits: float | None) -> 
     for target, conditions in terms.items():
         members = [(each.source, each.strategy) for each in able if each.target == target]
         primary = [member for member in members if not judging.primary_family or member[1] in judging.primary_family]
-        of_target = design.cells_of_target(table, target)
+        target_cells = design.cells_of_target(table, target)
         longer = [row for part in parts if part.longer for row in part.rows if row.target == target]
         cost = cost_of([row for part in parts if not part.longer for row in part.rows if row.target == target], longer)
         cost = cost if judging.against == "scratch" else cost._replace(longer=0.0)
-        _of_target(of_target, target, (members, primary), conditions, level, judging)
-        _designs(of_target, primary, conditions, level, judging, cost, fits)
+        _target_tables(target_cells, target, (members, primary), conditions, level, judging)
+        _designs(target_cells, primary, conditions, level, judging, cost, fits)
 
 
 def show_of_run(folder: Path, judging: Judging, typed: Collection[str], fits: float | None) -> None:
@@ -87,7 +87,7 @@ def cost_of(rows: Sequence[Result], longer: Sequence[Result]) -> Cost:
     return Cost(source=max(beyond - 1, 0.0), longer=beyond)
 
 
-def _of_target(
+def _target_tables(
     right: Right,
     target: str,
     members: tuple[Sequence[tuple[str | None, str]], Sequence[tuple[str | None, str]]],

@@ -93,10 +93,10 @@ def difference(comparison: Comparison) -> Cell:
 # Fits
 
 
-def of_test(metric: Metric, what: str = "Test") -> str:
+def score_heading(metric: Metric, what: str = "Test") -> str:
     """The heading of a column of a metric on the test set.
 
-    >>> of_test(ACCURACY), of_test(Metric("cross_entropy", "nats", False), "Validation")
+    >>> score_heading(ACCURACY), score_heading(Metric("cross_entropy", "nats", False), "Validation")
     ('Test accuracy (%)', 'Validation cross entropy (nats)')
     """
     return units.headed(f"{what} {units.spoken(metric)}", metric.unit)
@@ -111,7 +111,7 @@ def from_base(base: str, metric: Metric) -> str:
     return units.headed(f"Difference from {base}", units.of_differences(metric))
 
 
-def of_loss(metric: Metric, what: str = "Test") -> str:
+def loss_heading(metric: Metric, what: str = "Test") -> str:
     """The heading of a column of losses: in nats where classes are learnt."""
     return units.headed(f"{what} loss", "nats" if metric == ACCURACY else "")
 
@@ -145,12 +145,12 @@ PEAK = "Peak memory (MB)"
 def results(groups: Sequence[Summary], where: str) -> Table:
     """The results for a page, a row for each strategy; `where` names their target and budget."""
     metric = metric_of(groups)
-    columns = {"score": of_test(metric), "gain": from_base("scratch", metric)}
+    columns = {"score": score_heading(metric), "gain": from_base("scratch", metric)}
     columns |= {f"metric {name}": f"Test {name.replace('_', ' ')}" for name in further(groups)}
     columns |= {"retention": heading} if (heading := retention_heading(groups)) else {}
-    columns |= {"loss": of_loss(metric)} | ({"calibration": "Calibration error"} if metric == ACCURACY else {})
+    columns |= {"loss": loss_heading(metric)} | ({"calibration": "Calibration error"} if metric == ACCURACY else {})
     columns |= {"trained": "Trained parameters", "steps": "Steps", "seconds": "Time (s)", "peak": PEAK}
-    return _of_groups(f"Results, {where}" if where else "Results", groups, columns)
+    return _summary_table(f"Results, {where}" if where else "Results", groups, columns)
 
 
 def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False) -> Table:
@@ -168,7 +168,7 @@ def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False
     columns += [*(name.replace("_", " ") for name in further(groups)), "trained"]
     names += [*(f"metric {name}" for name in further(groups)), "trained"]
     if not narrow:
-        columns += [of_loss(metric, "").strip(), "steps", "seconds"]
+        columns += [loss_heading(metric, "").strip(), "steps", "seconds"]
         names += ["loss", "steps", "seconds"]
     rows = []
     for group in groups:
@@ -186,13 +186,13 @@ def sources(groups: Sequence[Summary]) -> Table:
     ]
     metrics = list(dict.fromkeys(group.metric for group in named))
     shared = metrics[0] if len(metrics) == 1 else None
-    columns = {"score": "Test score" if shared is None else of_test(shared)} if metrics else {}
-    columns |= {"loss": "Test loss" if shared is None else of_loss(shared)}
+    columns = {"score": "Test score" if shared is None else score_heading(shared)} if metrics else {}
+    columns |= {"loss": "Test loss" if shared is None else loss_heading(shared)}
     columns |= {"calibration": "Calibration error"} if ACCURACY in metrics else {}
     columns |= {"total": "Parameters", "steps": "Steps", "seconds": "Time (s)", "peak": PEAK}
     if shared is None:  # several: each score has its name and unit below it
         named = [replace(group, name=f"{group.name}, by {units.spoken(group.metric)}") for group in named]
-    return _of_groups("Sources", named, columns, "Source")
+    return _summary_table("Sources", named, columns, "Source")
 
 
 def source_fits(name: str, folder: Path, fits: Mapping[int, Result]) -> Table:
@@ -205,10 +205,10 @@ def source_fits(name: str, folder: Path, fits: Mapping[int, Result]) -> Table:
         rows.append(list(map(Cell, (str(seed), score, loss, count(fit.steps), str(folder / fit.checkpoint)))))
     metric = of_results.metric(next(iter(fits.values()))) if fits else ACCURACY
     heading = " ".join(filter(None, (f"test {units.spoken(metric)}", metric.unit)))
-    return Table(name, ["seed", heading, of_loss(metric, "").strip(), "steps", "checkpoint"], rows)
+    return Table(name, ["seed", heading, loss_heading(metric, "").strip(), "steps", "checkpoint"], rows)
 
 
-def _of_groups(title: str, groups: Sequence[Summary], columns: Mapping[str, str], first: str = "Strategy") -> Table:
+def _summary_table(title: str, groups: Sequence[Summary], columns: Mapping[str, str], first: str = "Strategy") -> Table:
     """The groups, a row each: the name, with the note of `state` below it, and the cells of these {name: column}."""
     rows = []
     for group in groups:
@@ -294,11 +294,11 @@ def _score(fits: Sequence[Result]) -> Cell:
     if values is None:
         return Cell("diverged" if all(fit.diverged for fit in fits) else NOTHING)
     items = sum(map(sum, counted[0].confusion or ()))
-    of_accuracy = of_results.metric(counted[0]) == ACCURACY
-    if len(counted) == 1 and items and of_accuracy and ended(counted[0]):
+    is_accuracy = of_results.metric(counted[0]) == ACCURACY
+    if len(counted) == 1 and items and is_accuracy and ended(counted[0]):
         values = (values[0], *statistics.wilson(round(values[0] * items), items))
     metric = of_results.metric(counted[0])
-    return ranged(values, lambda value: units.shown(metric, value), len(counted) > 1 or (of_accuracy and items > 0))
+    return ranged(values, lambda value: units.shown(metric, value), len(counted) > 1 or (is_accuracy and items > 0))
 
 
 def further_metrics(fits: Sequence[Result]) -> list[Table]:
@@ -341,11 +341,11 @@ def kept(fits: Sequence[Result]) -> list[Table]:
     tables = []
     for metric in dict.fromkeys(units.from_record(fit.retention_metric) for fit in measured):
         cells: dict[tuple[str, str], dict[int, list[Result]]] = {}
-        of_metric = [fit for fit in measured if units.from_record(fit.retention_metric) == metric]
-        for fit in of_metric:
+        metric_fits = [fit for fit in measured if units.from_record(fit.retention_metric) == metric]
+        for fit in metric_fits:
             row = cells.setdefault((place(fit.source, fit.target), label(fit)), {})
             row.setdefault(fit.train_examples, []).append(fit)
-        budgets = {budget: count(budget) for budget in sorted({fit.train_examples for fit in of_metric})}
+        budgets = {budget: count(budget) for budget in sorted({fit.train_examples for fit in metric_fits})}
         title = units.headed("Retention", _name_and_unit(metric))
         tables.append(
             _across(

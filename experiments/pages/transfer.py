@@ -39,11 +39,11 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
         notes.insert(
             0, f"the source of seed {', '.join(seeds_diverged)} diverged: what was transferred is what it had before"
         )
-    of_source = next(
+    source_metric = next(
         (units.from_record(each.source_metric) for each in results if each.source_accuracy is not None), ACCURACY
     )
-    own = f"{units.spoken(of_source)} {tables.spanned(source_accuracies, of_source)}"
-    source_note = f"source's own test {own}" if source_accuracies else ""
+    source_test = f"{units.spoken(source_metric)} {tables.spanned(source_accuracies, source_metric)}"
+    source_note = f"source's own test {source_test}" if source_accuracies else ""
     with_sources = [*pretrained, *settled]
     curves = {each.name: curve for each in with_sources if (curve := metrics.curves(folder, each.name)) is not None}
     text = page(

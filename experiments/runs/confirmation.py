@@ -4,10 +4,10 @@ Halves are of groups of test examples, or of examples where no groups are known,
 under one fixed text: they are the same in every run, and nobody chooses them. A target is halved before anything is
 trained (`halved`), so that no number on the other half is ever computed in the run.
 
-A registration is a JSON file: the claim, the design that is to decide it, the smallest effect that counts, and what
-would refute it. `enter` writes to the ledger, before anything is trained, what is tried (explored, or judged on the
-whole test set) or which registration is to be tested; `decide` tests it, once, and writes what came of it.
-`tljax.study.ledger` has the file and the level over all confirmations.
+A registration is a JSON file: the claim, the design that is to decide it, the smallest effect that counts, what would
+refute it, and perhaps what was known when it was written. `enter` writes to the ledger, before anything is trained,
+what is tried (explored, or judged on the whole test set) or which registration is to be tested; `decide` tests it,
+once, and writes what came of it. `tljax.study.ledger` has the file and the level over all confirmations.
 """
 
 import dataclasses
@@ -200,6 +200,7 @@ _REGISTRATION: fields.Form = {
     "design": {str: (str, int, float)},
     "smallest_effect": float,
     "refuted_by": [str],
+    "known?": str,
 }
 _OF_CLAIM = ("strategy", "target", "verdict", "source", "against")
 
@@ -221,10 +222,11 @@ def read_registration(file: Path, kinds: Mapping[str, command_line.Kind]) -> Reg
         raise InputError(f"--registration={file} is no JSON ({error})") from error
     if odd := fields.fault(record, _REGISTRATION):
         raise InputError(f"--registration={file}: {odd}")
-    for what, names, known in (("", record, tuple(_REGISTRATION)), ("claim.", record["claim"], _OF_CLAIM)):
+    fields_of_file = [name.removesuffix("?") for name in _REGISTRATION]
+    for what, names, allowed in (("", record, fields_of_file), ("claim.", record["claim"], _OF_CLAIM)):
         for name in names:
-            if name not in known:
-                raise InputError(f"--registration={file}: {what}{name} is unknown{plugins.nearest(name, known)}")
+            if name not in allowed:
+                raise InputError(f"--registration={file}: {what}{name} is unknown{plugins.nearest(name, allowed)}")
     claim = {"against": "scratch", **record["claim"]}
     if claim["verdict"] not in CLAIMS:
         raise InputError(f"--registration={file}: claim.verdict '{claim['verdict']}': give one of {', '.join(CLAIMS)}")

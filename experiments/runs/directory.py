@@ -201,9 +201,9 @@ def _flags(
         every_recorded = _values(_flag_lines(text))
         recorded = {name: values for name, values in every_recorded.items() if name not in leave}
         lists: Sequence[str] = GROWING
-        compared, neutral = current, settings.of_older_runs()
+        compared, neutral = current, settings.neutral_values()
         if older and not _values(more).keys() & recorded.keys():
-            compared, neutral = _values(older.flagfile_lines()), older.of_older_runs()
+            compared, neutral = _values(older.flagfile_lines()), older.neutral_values()
             lists = tuple(name for name in GROWING if getattr(older, name) == getattr(settings, name))
         unsaid = {name: [written(value)] for name, value in neutral.items() if name in compared}
         _refuse_another_experiment(workdir, unsaid | recorded, compared)
@@ -230,13 +230,13 @@ def working_directory() -> list[str]:
     return [] if "\n" in folder else [folder]
 
 
-def of_another_experiment(workdir: Path, settings: Settings) -> bool:
+def holds_another_experiment(workdir: Path, settings: Settings) -> bool:
     """Whether a run directory is there and holds another experiment than these settings'; raises InputError as `opened`
     does for a flagfile that is not as it was written."""
     if not (workdir / "flags.flags").is_file():
         return False
     recorded = recorded_flags(workdir)
-    unsaid = {name: [written(value)] for name, value in settings.of_older_runs().items()}
+    unsaid = {name: [written(value)] for name, value in settings.neutral_values().items()}
     try:
         _refuse_another_experiment(workdir, unsaid | recorded, _values(settings.flagfile_lines()))
     except InputError:
@@ -556,8 +556,8 @@ def _cell(fit: Result) -> str:
 def _files(fit: Result) -> list[str]:
     """The files of a fit beside its checkpoint, without which it is not done; an older tljax did not want its masks."""
     phases = len(fit.phase_steps) if fit.masks_sha256 is not None else 0
-    of_ends = (end["predictions"] for end in (fit.ends or {}).values())
-    return [fit.predictions, *of_ends, *(f"masks/{fit.name}-phase{number}.json" for number in range(phases))]
+    end_predictions = (end["predictions"] for end in (fit.ends or {}).values())
+    return [fit.predictions, *end_predictions, *(f"masks/{fit.name}-phase{number}.json" for number in range(phases))]
 
 
 def masks_digest(workdir: Path, name: str, phases: int) -> str:
@@ -725,8 +725,8 @@ def recorded_environment(workdir: Path) -> dict[str, Any] | None:
     known = _provenance(workdir)
     if known is None:
         return None
-    of_fits = ("format", "fits", "earlier", "seconds", "peak_bytes")
-    last = {name: value for name, value in known.items() if name not in of_fits}
+    per_fit = ("format", "fits", "earlier", "seconds", "peak_bytes")
+    last = {name: value for name, value in known.items() if name not in per_fit}
     earlier = [{name: value for name, value in part.items() if name != "fits"} for part in known["earlier"]]
     return {**last, **({"earlier": earlier} if earlier else {})}
 

@@ -52,9 +52,9 @@ def read(
         targets = {each.target.name: each.target for each in experiments}
         tasks = {key: plan.load_task(settings, name, plan.example_shape(target)) for key, target in targets.items()}
         for key, task in tasks.items():
-            shape, of_target = (plan.example_shape(data) for data in (task, targets[key]))
-            if shape != of_target:
-                words = f"{sources.shown_shape(shape)}, '{key}' {sources.shown_shape(of_target)}"
+            shape, target_shape = (plan.example_shape(data) for data in (task, targets[key]))
+            if shape != target_shape:
+                words = f"{sources.shown_shape(shape)}, '{key}' {sources.shown_shape(target_shape)}"
                 raise InputError(f"--eval={name} has shape {words}: give one of that shape")
             if task.kind != targets[key].kind:
                 raise InputError(f"--eval={name} has {task.kind}, '{key}' {targets[key].kind}: give one of that kind")
@@ -95,9 +95,9 @@ def metrics_of(
     """{test set: primary metric} of what verdicts are on: the targets, or the sources by the data of `evaluations`."""
     if on == "target":
         return {each.target.name: _primary(each, "", each.target) for each in experiments}
-    of_source = {key: task for name, tasks, _ in evaluations if name == "source" for key, task in tasks.items()}
+    source_tasks = {key: task for name, tasks, _ in evaluations if name == "source" for key, task in tasks.items()}
     by_source = {each.source.name: each for each in experiments if each.source}
-    return {key: _primary(by_source[key], "source", task) for key, task in of_source.items() if key in by_source}
+    return {key: _primary(by_source[key], "source", task) for key, task in source_tasks.items() if key in by_source}
 
 
 def fingerprints(evaluations: Sequence[Evaluation]) -> dict[str, str]:
@@ -123,20 +123,20 @@ def measured(
         file = folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
-        of_start, of_source = name == "start", name == "source"
+        at_start, on_source = name == "start", name == "source"
         keep = any(each.keep and each.name == name for each in evaluations)
         trees = {result.name: tree_of(result) for result in results}
         places = {fit_name: file.parent / file.stem / f"{tree}.npz" for fit_name, tree in trees.items()}
         missing = [
             result
             for result in results
-            if (trees[result.name] not in known.means and (of_start or not result.diverged))
+            if (trees[result.name] not in known.means and (at_start or not result.diverged))
             or (keep and not _is_kept(places[result.name], known.scores.get(trees[result.name])))
         ]
         targets, primary = np.asarray(task.test.targets), _primary(experiment, name, task)
         share = metrics.value_of_constant(primary, task.kind, targets, task.outputs)
         if missing:
-            ended = [result for result in missing if of_start or not result.diverged]
+            ended = [result for result in missing if at_start or not result.diverged]
             directory.make_folder(file.parent)
             for result, outputs in _judge(experiment, ended, name, task, folder):
                 known.means[trees[result.name]] = metrics.value(primary, outputs, targets)
@@ -150,18 +150,18 @@ def measured(
             scores_of = {"scores": known.scores} if known.scores else {}
             directory.write_record(file, {**about, "accuracy": known.means, **scores_of})
         for result in results:
-            value = share if result.diverged and not of_start else known.means.get(trees[result.name])
-            of_fit = fields.setdefault(result.name, {"evals": {}})
-            if of_source:
-                of_fit |= {"retention": value}
-                of_fit |= {} if (metric := units.to_record(primary)) is None else {"retention_metric": metric}
+            value = share if result.diverged and not at_start else known.means.get(trees[result.name])
+            fit_fields = fields.setdefault(result.name, {"evals": {}})
+            if on_source:
+                fit_fields |= {"retention": value}
+                fit_fields |= {} if (metric := units.to_record(primary)) is None else {"retention_metric": metric}
                 if keep:
                     place = places[result.name].relative_to(folder).as_posix()
-                    of_fit |= {"retention_scores": place, "retention_sha256": known.scores[trees[result.name]]}
-            elif of_start:
-                of_fit["start_accuracy"] = value
+                    fit_fields |= {"retention_scores": place, "retention_sha256": known.scores[trees[result.name]]}
+            elif at_start:
+                fit_fields["start_accuracy"] = value
             else:
-                of_fit["evals"][name] = value
+                fit_fields["evals"][name] = value
     return fields
 
 
@@ -229,15 +229,15 @@ def _judge(
 ) -> Iterator[tuple[Result, np.ndarray]]:
     """(fit, its outputs [items, ...]) on one test set."""
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
-    of_source = name == "source"
-    model = experiment.settings.build_model(task.outputs, experiment.settings.recipe) if of_source else experiment.model
+    on_source = name == "source"
+    model = experiment.settings.build_model(task.outputs, experiment.settings.recipe) if on_source else experiment.model
     inputs = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
     batch = experiment.execution.evaluation_batch
     loaded: dict[str, Any] = {}
     for strategy, start in plan.first_starts(experiment):
         merge = start.merge or (lambda params: params)
-        of_strategy = [r for r in results if r.strategy == strategy.name and r.options == strategy.options]
-        for result in of_strategy:
+        strategy_results = [r for r in results if r.strategy == strategy.name and r.options == strategy.options]
+        for result in strategy_results:
             if name == "start":
                 initial = plan.initialization_of(experiment, result.seed, trained[result.seed])
                 start = plan.start_of(strategy, initial)
@@ -248,7 +248,7 @@ def _judge(
                 variables = checkpoint.unflatten(loaded[file][tree_of(result)], start.variables)
                 params, model_state = batch_stats.split(variables)
                 params = batch_stats.join(merge(params), model_state)
-            if of_source:
+            if on_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
             logits = evaluate.logits(train.forward(model), stacked, inputs, len(task.test), batch=batch)

@@ -110,12 +110,14 @@ def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str
     The search may have chosen the strategy's options, so another spelling of them will do where it is the only one.
     """
     name = space.strategy_name(strategy)
-    of_strategy = {
+    strategy_files = {
         file: flags for file, flags in winners.items() if space.strategy_name(flags["strategies"][0]) == name
     }
-    at_budget = {file: flags for file, flags in of_strategy.items() if _same_budget(flags["train_examples"][0], budget)}
+    at_budget = {
+        file: flags for file, flags in strategy_files.items() if _same_budget(flags["train_examples"][0], budget)
+    }
     stem = f"{plan.file_name(plugins.called(strategy))}-"
-    for candidates in (at_budget, of_strategy):
+    for candidates in (at_budget, strategy_files):
         exact = [flags for flags in candidates.values() if flags["strategies"][0] == strategy]
         exact += [flags for file, flags in candidates.items() if file.startswith(stem)]
         if exact and len({id(flags) for flags in exact}) == 1:
