@@ -491,7 +491,7 @@ def _atlas(
         if count is not None:
             by_cells = atlas.percentile(score, scores.mean(1), drawn.sum(1), count)
         by_numbers = atlas.percentile(score, scores.mean(1), sizes, other.numbers, near)
-        reached.append(atlas.Told(other.label, score, count, other.numbers, by_cells, by_numbers))
+        reached.append(atlas.Reached(other.label, score, count, other.numbers, by_cells, by_numbers))
     stages = {name: fitted.surrogate.total(members) for name, members in by_stage.items()}
     multiples = np.log(np.array(factors))[which].mean((1, 2))
     every = {"stages": by_stage, "cells": {cell.name: [i] for i, cell in enumerate(cells)}}

@@ -197,7 +197,7 @@ def _refuse_copies(loaded: Mapping[str, LoadedSource]) -> None:
 
 def _source_score(card: Card) -> str:
     """How good a source is at its own task: its accuracy in %, or another metric with its name."""
-    return "-" if card.accuracy is None else units.of_source(card.metric, card.accuracy)
+    return "-" if card.accuracy is None else units.source_score(card.metric, card.accuracy)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -185,10 +185,10 @@ def _arms(settings: Settings, options: Search) -> list[Arm]:
     arms = []
     for strategy in strategies:
         name = space.strategy_name(strategy)
-        ranges = tuple(r for r in options.ranges if space.of_strategy(r.name) in ("", name))
+        ranges = tuple(r for r in options.ranges if space.varied_strategy(r.name) in ("", name))
         if not ranges:
             raise InputError(f"--space has nothing to search for strategy '{strategy}': add a dimension")
-        chooses = any(space.of_strategy(r.name) == name for r in ranges)
+        chooses = any(space.varied_strategy(r.name) == name for r in ranges)
         if chooses and sum(space.strategy_name(other) == name for other in strategies) > 1:
             raise InputError(
                 f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which is given more "

@@ -171,7 +171,7 @@ def _source_score(card: Mapping[str, Any]) -> str:
     """How good a source is at its own task: its accuracy in %, or another metric with its name."""
     metric = units.from_record(card.get("metric"))
     value = card["accuracy"] if metric == units.ACCURACY else card["score"]
-    return "diverged" if value is None else units.of_source(metric, value)
+    return "diverged" if value is None else units.source_score(metric, value)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -171,7 +171,7 @@ def test_a_registration_that_went_on_with_another_base_is_refused(tmp_path):
         assert confirmation._register(book, "set", registration, tried, "clothes") == 1
         with pytest.raises(InputError, match="tested before, of other fits"):
             confirmation._register(book, "set", registration, tried._replace(bases=("scratch (3)",)), "clothes")
-        assert len(book.of_kind("registration")) == 1
+        assert len(book.entries_of("registration")) == 1
 
 
 @pytest.mark.parametrize("verdict", confirmation.CLAIMS)
@@ -231,7 +231,7 @@ def test_a_claim_is_decided_once_and_said_again(tmp_path, effect, verdict, decis
     assert confirmation.decide(entered(tmp_path, registration), family, table(0.5), {}) == text
     assert (tmp_path / "l").read_bytes() == before
     with ledger.opened(tmp_path / "l") as book:
-        (entry,) = book.of_kind("confirmation")
+        (entry,) = book.entries_of("confirmation")
     interval = statistics.crossed(verdicts.differences(right, *[cell for cell in reversed(right)]))
     assert entry["e"] == pytest.approx(ledger.e_value(confirmation.p_of_claim(interval, verdict, 0.005)))
     assert entry["needed"] == pytest.approx(ledger.threshold(1, 0))
@@ -329,7 +329,7 @@ def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, caps
     assert (tmp_path / "ledger.jsonl").read_bytes() == before  # the same fits are no new look
     report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", f"{ledger_flag}2"])
     with ledger.opened(tmp_path / "ledger.jsonl2") as book:
-        (look,) = book.of_kind("look")
+        (look,) = book.entries_of("look")
         assert look["half"] == "all" and look["seeds"] == [4, 5, 6, 7] and len(look["methods"]) == 1
     with pytest.raises(InputError, match="two sets of test examples"):
         both = f"{tmp_path / 'confirmed'},{tmp_path / 'explored'}"
@@ -362,7 +362,7 @@ def test_seeds_of_a_raised_most_are_looked_at_too(tmp_path):
     with ledger.opened(tmp_path / "l") as book:
         for most in (8, 8, 40, 20):
             confirmation._add_look(book, "set", "explore", tried._replace(seeds=tuple(range(most))), "clothes")
-        assert [len(entry["seeds"]) for entry in book.of_kind("look")] == [8, 40]
+        assert [len(entry["seeds"]) for entry in book.entries_of("look")] == [8, 40]
         with pytest.raises(InputError, match="--seeds: 30 and 31 were looked at before"):
             confirmation._register(book, "set", registered(tmp_path), claimed, "clothes")
 

@@ -44,7 +44,7 @@ def numbers(atlas: Atlas) -> dict[str, Any]:
                     "by_cells": strategy.by_cells._asdict(),
                     "by_numbers": strategy.by_numbers._asdict(),
                 }
-                for strategy in atlas.told
+                for strategy in atlas.reached
             ],
             "greedy": [
                 {"of": choice.units, "strategy": choice.spec, "steps": [step._asdict() for step in choice.steps]}
@@ -71,7 +71,7 @@ def effects(atlas: Atlas) -> Table:
         [Text(" with ".join(atlas.cells[i].name for i in pair)), Text(NOTHING), tables.estimate(effect, factor)]
         for pair, effect in surrogate.pairs
     ]
-    heading = units.headed("adds", units.of_differences(atlas.metric))
+    heading = units.headed("adds", units.difference_unit(atlas.metric))
     return Table("what each cell adds", ["cell", "numbers", heading], [*(rows[i] for i in order), *stage_rows, *pairs])
 
 
@@ -90,7 +90,7 @@ def strategies(atlas: Atlas) -> Table:
             Text(f"{each.numbers:,}"),
             _percentile(each.by_numbers),
         ]
-        for each in sorted(atlas.told, key=lambda each: -each.score)
+        for each in sorted(atlas.reached, key=lambda each: -each.score)
     ]
     columns = [
         "strategy",
@@ -142,7 +142,7 @@ def show(atlas: Atlas, folder: Path, title: str, notes: Sequence[str]) -> None:
     """Print the tables, and write the report."""
     lines = sentences(atlas)
     console.show(effects(atlas), lines)
-    if atlas.told:
+    if atlas.reached:
         console.show(strategies(atlas))
     console.show(choices(atlas), [*notes])
     for choice in atlas.choices:
@@ -171,7 +171,7 @@ MASKS = "A point is a mask: {metric}, a mean over seeds, against the numbers tha
 @figures.style()
 def page(atlas: Atlas, folder: Path, title: str, lines: Sequence[str], notes: Sequence[str]) -> str:
     """The HTML of an atlas; `notes` go with every table."""
-    unit = units.of_differences(atlas.metric)
+    unit = units.difference_unit(atlas.metric)
     words = {"metric": units.spoken(atlas.metric), "unit": f" ({unit})" if unit else ""}
     after = report.sentences(notes)
     blocks = [
@@ -179,10 +179,10 @@ def page(atlas: Atlas, folder: Path, title: str, lines: Sequence[str], notes: Se
         Block(EFFECTS.format(**words) + after, effects(atlas)),
     ]
     sections = [Section("Where parameters matter", "cells", blocks)]
-    if atlas.told:
+    if atlas.reached:
         sections.append(Section("Strategies", "strategies", [Block(STRATEGIES + after, strategies(atlas))]))
     sizes = atlas.masks @ np.array([cell.size for cell in atlas.cells])
-    points = {each.label: (each.numbers, each.score) for each in atlas.told}
+    points = {each.label: (each.numbers, each.score) for each in atlas.reached}
     picture = figures.atlas_masks(sizes, atlas.scores.mean(1), points, atlas.metric)
     sections.append(
         Section("Masks", "masks", [Block(MASKS.format(**words) + after, pictures=[picture], kind="box wide")])

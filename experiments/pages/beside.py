@@ -97,7 +97,7 @@ def _by_metric(
 
 
 def _unit(metric: Metric) -> str:
-    return units.of_differences(metric) or "the metric's own unit"
+    return units.difference_unit(metric) or "the metric's own unit"
 
 
 def _difference(metric: Metric, values: tuple[float, float, float] | None, mark: str = "") -> Cell:

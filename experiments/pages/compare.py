@@ -415,7 +415,7 @@ def _sections_at_largest_budget(
 def _filled(caption: str, metric: Metric, **values: str) -> str:
     """A caption with the name of the metric, the unit of differences and what a fit that diverged counts as."""
     name = units.spoken(metric)
-    unit = units.of_differences(metric) or "the metric's own unit"
+    unit = units.difference_unit(metric) or "the metric's own unit"
     known = {"metric": name, "Metric": name.capitalize(), "unit": unit, "constant": constant_answer(metric)}
     return caption.format(**{**known, **values})
 

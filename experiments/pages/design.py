@@ -101,7 +101,7 @@ def _target_tables(
     overs = [*([tuple(budgets)] if len(budgets) > 1 else []), *((budget,) for budget in budgets)]
     pilots = [each for over in overs for each in design.measured(right, every, over, conditions, judging.against)]
     pilots.sort(key=lambda each: list(every).index((each.source, each.strategy)))
-    unit = units.of_differences(conditions.metric)
+    unit = units.difference_unit(conditions.metric)
     console.show(
         Table(
             units.headed(f"where the variance of a difference from {judging.against} comes from, {target}", unit),
@@ -157,8 +157,8 @@ def _components(each: Measured, conditions: Conditions) -> list[TableCell]:
     digits = units.digits(conditions.metric)
     seeds, items, rest = each.components.spread()
     parts = [seeds, items, rest]
-    if each.of_single_items is not None:
-        parts.insert(2, each.of_single_items.spread()[1])
+    if each.single_items is not None:
+        parts.insert(2, each.single_items.spread()[1])
     difference = tables.signed(factor * each.components.mean, digits)
     texts = [f"{factor * part:.{max(digits, 2)}f}" for part in parts]
     about = (each.strategy, each.source or tables.NOTHING, _labels(each.budgets), str(each.components.fits))

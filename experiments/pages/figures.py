@@ -550,7 +550,7 @@ def forest(family: Sequence[Comparison]) -> Picture | None:
     for head in heads:
         axes.get_yticklabels()[head].set_fontweight("bold")
     base, metric = base_of(family), family[0].metric
-    unit_and_metric = " of ".join(filter(None, (units.of_differences(metric), units.spoken(metric))))
+    unit_and_metric = " of ".join(filter(None, (units.difference_unit(metric), units.spoken(metric))))
     turned = "" if metric.larger_is_better else ", positive is better"
     axes.set(xlabel=_wrapped(f"difference from {base} ({unit_and_metric}{turned})", width=80), ylim=(y - 0.6, -0.8))
     axes.tick_params(axis="y", length=0)
@@ -594,7 +594,7 @@ def bands(members: Sequence[Comparison], strokes: Strokes) -> Picture | None:
 
 
 def _in_unit(metric: Metric) -> str:
-    unit = units.of_differences(metric)
+    unit = units.difference_unit(metric)
     return f" in {unit}" if unit else ""
 
 
@@ -946,7 +946,7 @@ def ranking_intervals(board: Board) -> Picture:
         left.axvline(board.half, color=INK, linewidth=0.8, linestyle=":")
     left.set_yticks(range(len(names)), names)
     left.set_xlabel("tau")
-    right.set_xlabel(units.headed("regret of the first choice", units.of_differences(board.metric)))
+    right.set_xlabel(units.headed("regret of the first choice", units.difference_unit(board.metric)))
     return figure, f"Tau and regret of {len(names)} scores, {board.title}."
 
 
@@ -994,7 +994,7 @@ def atlas_cells(stages: Sequence[str], kinds: Sequence[str], grid: np.ndarray, m
         right.hlines(rows, low, high, color=colour, linewidth=1.2)
         right.plot(value, rows, "o", color=colour, markersize=3.5, label=_wrapped(kind))
     right.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    right.set_xlabel(units.headed(f"adds to validation {units.spoken(metric)}", units.of_differences(metric)))
+    right.set_xlabel(units.headed(f"adds to validation {units.spoken(metric)}", units.difference_unit(metric)))
     right.legend(loc="best")
     text = "; ".join(
         f"{stage} {kind} {grid[row, column, 0]:+.1f}"

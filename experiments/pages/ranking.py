@@ -272,7 +272,7 @@ def page(boards: Sequence[Board], notes: Sequence[str], provenance: Provenance) 
 
 def _filled(caption: str, board: Board) -> str:
     """A caption with the name of the metric of a board, and the unit of its differences."""
-    unit = units.of_differences(board.metric)
+    unit = units.difference_unit(board.metric)
     return caption.format(metric=units.spoken(board.metric), unit=f" ({unit})" if unit else "")
 
 

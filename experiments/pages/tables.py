@@ -108,7 +108,7 @@ def from_base(base: str, metric: Metric) -> str:
     >>> from_base("scratch", ACCURACY)
     'Difference from scratch (points)'
     """
-    return units.headed(f"Difference from {base}", units.of_differences(metric))
+    return units.headed(f"Difference from {base}", units.difference_unit(metric))
 
 
 def loss_heading(metric: Metric, what: str = "Test") -> str:
@@ -391,7 +391,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
     metrics = list(dict.fromkeys(comparison.metric for comparison in family))
     shared = metrics[0] if len(metrics) == 1 else None
     difference_heading = from_base(base_of(family), shared) if shared else f"Difference from {base_of(family)}"
-    margin = units.headed("Margin", units.of_differences(shared)) if shared else "Margin"
+    margin = units.headed("Margin", units.difference_unit(shared)) if shared else "Margin"
     power = ["Power (%)", "Power to call equivalent (%)", "Seeds to find the margin", "Seeds to call equivalent"]
     numbers = [difference_heading, "p, adjusted", *power, margin, "Labels", "Pairs of fits", "Test examples"]
     numbers = numbers if shared else ["Metric", *numbers]
@@ -401,7 +401,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
         cells = [
             Cell(comparison.strategy, _about(comparison)),
             Cell(word or NOTHING, SIZES.get(comparison.size, "") if word in ("positive", "negative") else ""),
-            *([] if shared else [Cell(units.headed(units.spoken(metric), units.of_differences(metric)))]),
+            *([] if shared else [Cell(units.headed(units.spoken(metric), units.difference_unit(metric)))]),
             difference(comparison),
             Cell(chance(comparison.p) if word else NOTHING),
             Cell(between(comparison.power)),
@@ -447,7 +447,7 @@ def _compared_columns(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     metrics = list(dict.fromkeys(comparison.metric for comparison in comparisons)) or [ACCURACY]
     what = "points"
     if metrics != [ACCURACY]:
-        what = units.headed(units.spoken(metrics[0]), units.of_differences(metrics[0]))
+        what = units.headed(units.spoken(metrics[0]), units.difference_unit(metrics[0]))
     if len(metrics) > 1:
         what = "difference"
     return ("strategy", "source", "target", "labels", "pairs", what, "interval")
@@ -543,7 +543,7 @@ def labels_of(budgets: Sequence[int]) -> str:
 
 def _milestone_columns(metric: Metric) -> dict[str, tuple[str, Callable[[float], str]]]:
     """{key: (column, how its numbers are written)}."""
-    points, unit = units.of_differences(metric), metric.unit
+    points, unit = units.difference_unit(metric), metric.unit
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "jump_start": (
             units.headed("Jump-start", points),

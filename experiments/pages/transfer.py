@@ -260,7 +260,7 @@ def _in_words(group: Summary) -> str:
     text = " ".join(filter(None, (cell.text, metric.unit))) + (f" ({cell.below})" if cell.below else "")
     if group.gain:
         cell = ranged(group.gain, lambda value: signed(value, units.digits(metric)), group.gain_seeds > 1)
-        gain = " ".join(filter(None, (cell.text, units.of_differences(metric))))
+        gain = " ".join(filter(None, (cell.text, units.difference_unit(metric))))
         text += f", {gain} from scratch" + (f" ({cell.below})" if cell.below else "")
     return text + (f"; {tables.state(group)}" if tables.state(group) else "")
 

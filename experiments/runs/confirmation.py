@@ -433,7 +433,7 @@ def _count(number: int, singular: str, plural: str) -> str:
 def _add_look(book: Ledger, test_set: str, half: str, tried: _Planned, name: str) -> None:
     """Write a look, unless the same fits, under as many seeds that may follow, were looked at on this half before."""
     same, seeds = {"test_set": test_set, "half": half, "fits": tried.fits}, {*tried.seeds}
-    before = [entry for entry in book.of_kind("look", test_set) if same.items() <= entry.items()]
+    before = [entry for entry in book.entries_of("look", test_set) if same.items() <= entry.items()]
     if not any(seeds <= {*entry["seeds"]} for entry in before):
         book.add({"kind": "look", **same, "target": name, **tried.record()})
 
@@ -452,7 +452,7 @@ def _register(book: Ledger, test_set: str, registration: Registration, tried: _P
                     "set: restore the registration, or take other test examples"
                 )
             return int(entry["number"])
-    if any(entry["digest"] == registration.digest for entry in book.of_kind("registration")):
+    if any(entry["digest"] == registration.digest for entry in book.entries_of("registration")):
         raise InputError("this registration was tested before, of other fits or on another test set: register anew")
     for number, entry in enumerate(book.entries, 1):
         if entry["kind"] not in ("look", "registration") or entry["test_set"] != test_set:
@@ -466,7 +466,7 @@ def _register(book: Ledger, test_set: str, registration: Registration, tried: _P
                 f"'{min(seen)}' was judged on the half that confirms before ({where}): that is a look and no "
                 "confirmation; take other test examples"
             )
-    number = 1 + len(book.of_kind("registration"))
+    number = 1 + len(book.entries_of("registration"))
     about = {"test_set": test_set, "half": "confirm", "target": name, "digest": registration.digest, "claim": claim}
     book.add({"kind": "registration", **about, **tried.record(), "number": number, "says": dict(registration.claim)})
     return number
@@ -556,11 +556,11 @@ def decide(
         e = ledger.e_value(p_of_claim(_interval(comparison, table, groups), verdict, comparison.margin))
     refuted = comparison is not None and {comparison.word, comparison.size} & {*registration.refuted_by}
     with ledger.opened(entered.file, None, console.say) as book:
-        before = [each for each in book.of_kind("confirmation") if each["digest"] == registration.digest]
+        before = [each for each in book.entries_of("confirmation") if each["digest"] == registration.digest]
         if before:
             entry = before[0]
         else:
-            discoveries = sum(each["decision"] == "confirmed" for each in book.of_kind("confirmation"))
+            discoveries = sum(each["decision"] == "confirmed" for each in book.entries_of("confirmation"))
             needed = ledger.threshold(entered.number, discoveries, book.level)
             decision = "refuted" if refuted else "confirmed" if e >= needed else "not decided"
             entry = {"kind": "confirmation", "test_set": entered.test_sets[target], "digest": registration.digest}

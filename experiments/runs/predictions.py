@@ -28,7 +28,7 @@ from tljax.study.verdicts import (
     Conditions,
     Right,
     alone,
-    of_diverged,
+    diverged_scores,
     sorted_cells,
 )
 from tljax.types import END_NAMES, InputError, Metric, Task
@@ -407,7 +407,7 @@ def _scores(part: Predictions, row: Result) -> np.ndarray | None:
     if labels is None:
         return None
     if row.diverged:
-        return None if share is None else of_diverged(sign * share, len(labels))
+        return None if share is None else diverged_scores(sign * share, len(labels))
     if row.name in part.scores:
         return sign * part.scores[row.name]
     return part.predicted[row.name] == labels if row.name in part.predicted else None
@@ -419,7 +419,7 @@ def _kept_scores(part: Predictions, row: Result) -> np.ndarray | None:
         return None
     scores, sign = part.kept[row.name], units.sign(units.from_record(row.retention_metric))
     if row.diverged:
-        return None if row.retention is None else of_diverged(sign * row.retention, len(scores))
+        return None if row.retention is None else diverged_scores(sign * row.retention, len(scores))
     return scores if scores.dtype == bool else sign * scores
 
 

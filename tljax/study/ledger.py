@@ -92,7 +92,7 @@ class Ledger:
         """The share of false discoveries that is allowed on average."""
         return float(self.entries[0]["level"])
 
-    def of_kind(self, kind: str, test_set: str | None = None) -> list[Entry]:
+    def entries_of(self, kind: str, test_set: str | None = None) -> list[Entry]:
         """The entries of a kind: look, registration or confirmation; those of one test set, or all."""
         return [
             entry
