@@ -32,12 +32,6 @@ def settings(tasks, folder):
 
 
 @pytest.fixture
-def copy(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "w")
-    return tmp_path / "w"
-
-
-@pytest.fixture
 def victim(tmp_path):
     (tmp_path / "victim").write_text("precious")
     yield tmp_path / "victim"

@@ -12,24 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from test_programs import arguments, command, parameters, refused, results, snapshot
+from test_integrity import flags, settings
+from test_programs import command, parameters, refused, results, snapshot
 
 from experiments import transfer
 from experiments.runs import directory, fit, process
-from experiments.runs.settings import Settings
 from tljax import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-def flags(tasks, folder, **more):
-    return arguments(tasks, folder, weight_decay=0.01, clip=1.0, **more)
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "w")
-    return tmp_path / "w"
 
 
 def flip(place):
@@ -120,10 +110,6 @@ def test_a_line_of_results_with_another_number_in_it_is_refused(copy, tasks, tmp
     record[name] = record[name] + 1 if name != "key" else record[name][::-1]
     (copy / "results.jsonl").write_text(json.dumps(record) + "\n" + "".join(rest))
     assert "line 1 is not as it was written" in refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
-
-
-def settings(tasks, folder):
-    return Settings.from_flags(**flags(tasks, folder))
 
 
 def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks, capsys):

@@ -107,18 +107,13 @@ CASES = {
 QUICK = ("attention", "two groups", "depthwise", "stacked")
 
 
-@pytest.mark.parametrize("case", [case if case in QUICK else slow(case) for case in CASES])
-def test_a_contraction_by_factors_equals_a_merged_kernel_and_so_do_its_gradients(case):
+WITHOUT_GAIN = [(case, False) if case in QUICK else slow(case, False) for case in CASES]
+WITH_GAIN = [slow(case, True) for case in ("dense", "strided", "two groups", "depthwise", "remat")]
+
+
+@pytest.mark.parametrize(("case", "has_gain"), [*WITHOUT_GAIN, ("attention", True), *WITH_GAIN])
+def test_a_contraction_by_factors_equals_a_merged_kernel_and_so_do_its_gradients(case, has_gain):
     """Every kernel gets factors, however the module uses it; the merged one comes from NumPy, to plain Flax."""
-    compare_with_merged(case, False)
-
-
-@pytest.mark.parametrize("case", ["attention", *map(slow, ("dense", "strided", "two groups", "depthwise", "remat"))])
-def test_so_do_contractions_whose_outputs_have_a_gain(case):
-    compare_with_merged(case, True)
-
-
-def compare_with_merged(case, with_gain):
     module, inputs, expected = CASES[case]
     with jax.enable_x64(True):
         x, stage = jnp.asarray(inputs), linen.stage("layer", module)
@@ -132,7 +127,7 @@ def compare_with_merged(case, with_gain):
         for path, kernel in kernels.items():
             count = contracted.get(path) or kernel.ndim - 1
             shapes = [(*kernel.shape[:count], 2), (2, *kernel.shape[count:])]
-            shapes += [kernel.shape[count:]] if with_gain else []
+            shapes += [kernel.shape[count:]] if has_gain else []
             factors[path] = tuple(jnp.asarray(0.3 * RNG.normal(size=shape)) for shape in shapes)
 
         def by_factors(factors):
