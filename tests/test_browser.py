@@ -29,7 +29,7 @@ def report(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tab():
-    path = browser.found()
+    path = browser.executable()
     if path is None:
         pytest.skip("there is no chromium, chromium-browser or google-chrome on the PATH")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, browser.tab(path, Path(folder)) as opened:

@@ -100,7 +100,7 @@ def winners(search: Path) -> dict[str, dict[str, Any]]:
     if not files:
         raise InputError(f"--tuned={search} holds no best.flags: give the run directory of a search that has ended")
     for file in files:
-        directory.flagswritten(file)  # raises InputError if it is not as it was written
+        directory.flags_text(file)  # raises InputError if it is not as it was written
     return {file.stem: parse_flags(["tuned", f"--flagfile={file}"]) for file in files}
 
 
