@@ -262,7 +262,7 @@ def _trained_masks(
     """Scores of all masks, float [masks, rates, seeds, halves], a group at a time: what is `known` is not trained."""
     settings = whole.settings
     keys = plan.planned(whole)
-    key_by_seed = {planned.seed: key for key, planned in keys.items()}
+    of_seed = {planned.seed: key for key, planned in keys.items()}
     scores = np.empty((len(drawn), len(factors), len(settings.seeds), 2))
     rates: list[np.ndarray] = []
     bases: dict[int, PreparedFit] = {}
@@ -274,7 +274,7 @@ def _trained_masks(
             group = drawn[first : first + size]
             digests = {
                 seed: _digest(
-                    {"fit": key_by_seed[seed], "rates": factors, "masks": group.astype(int).tolist(), "size": size}
+                    {"fit": of_seed[seed], "rates": factors, "masks": group.astype(int).tolist(), "size": size}
                 )
                 for seed in settings.seeds
             }
@@ -300,13 +300,13 @@ def _trained_masks(
                 measured = _scores(task, whole, fits, signal_number, last_alone=True)
                 seconds = time.perf_counter() - began
                 shaped = measured.reshape(len(missing), size, len(factors), 2)[:, : len(group)]
-                for seed, mask_scores in zip(missing, shaped, strict=True):
+                for seed, of_one in zip(missing, shaped, strict=True):
                     record = {
                         "key": digests[seed],
                         "seed": seed,
                         "masks": ["".join(map(str, m.astype(int))) for m in group],
                     }
-                    known[digests[seed]] = {**record, "scores": mask_scores.tolist(), "seconds": round(seconds, 3)}
+                    known[digests[seed]] = {**record, "scores": of_one.tolist(), "seconds": round(seconds, 3)}
                 _keep(folder, known)
             for i, seed in enumerate(settings.seeds):
                 scores[first : first + len(group), :, i] = known[digests[seed]]["scores"]
@@ -352,15 +352,15 @@ def _trained_strategy(
 ) -> OfStrategy:
     """The scores of a strategy under the seeds and at the rates of the masks, and its size."""
     settings = whole.settings
-    one_strategy = whole._replace(strategies=(strategy,))
-    keys = {planned.seed: key for key, planned in plan.planned(one_strategy).items()}
+    of_strategy = whole._replace(strategies=(strategy,))
+    keys = {planned.seed: key for key, planned in plan.planned(of_strategy).items()}
     digests = {
         seed: _digest({"fit": keys[seed], "rates": factors, "strategy": strategy.label}) for seed in settings.seeds
     }
     missing = [seed for seed in settings.seeds if digests[seed] not in known]
     if missing:
         console.say(f"{strategy.label}: {len(missing) * len(factors)} fits")
-        prepared = {seed: trials.prepare(task, one_strategy, seed, trained) for seed in missing}
+        prepared = {seed: trials.prepare(task, of_strategy, seed, trained) for seed in missing}
         rates = [_rates(settings, factor, len(prepared[missing[0]].trial.rates)) for factor in factors]
         fits = [
             prepared[seed]._replace(trial=prepared[seed].trial._replace(rates=rate))
@@ -371,17 +371,17 @@ def _trained_strategy(
         with process.signals_handled() as signal_number:
             measured = _scores(task, whole, fits, signal_number)
         seconds = time.perf_counter() - began
-        for seed, seed_scores in zip(missing, measured.reshape(len(missing), len(factors), 2), strict=True):
+        for seed, of_one in zip(missing, measured.reshape(len(missing), len(factors), 2), strict=True):
             on, numbers = _size(whole, prepared[seed], cells)
             record = {"key": digests[seed], "seed": seed, "strategy": strategy.label, "cells": on, "numbers": numbers}
-            known[digests[seed]] = {**record, "scores": seed_scores.tolist(), "seconds": round(seconds, 3)}
+            known[digests[seed]] = {**record, "scores": of_one.tolist(), "seconds": round(seconds, 3)}
         _keep(folder, known)
     records = [known[digests[seed]] for seed in settings.seeds]
     scores = np.stack([np.array(record["scores"]) for record in records], 1)
     which = {tuple(record["cells"]) if record["cells"] is not None else None for record in records}
-    cells_on = tuple(map(bool, records[0]["cells"])) if len(which) == 1 and None not in which else None
+    of_cells = tuple(map(bool, records[0]["cells"])) if len(which) == 1 and None not in which else None
     return OfStrategy(
-        strategy.label, scores, cells_on, round(float(np.mean([record["numbers"] for record in records])))
+        strategy.label, scores, of_cells, round(float(np.mean([record["numbers"] for record in records])))
     )
 
 
@@ -483,7 +483,7 @@ def _atlas(
     by_stage = {name: [i for i, cell in enumerate(cells) if cell.stage == name] for name in _stages(cells)}
     sizes = drawn @ np.array([cell.size for cell in cells])
     near = max(20, len(drawn) // 10)
-    reached = []
+    told = []
     for other in others:
         score = float(atlas.at_best_rate(sign * other.scores[None])[0].mean())
         count = None if other.cells is None else sum(other.cells)
@@ -491,21 +491,21 @@ def _atlas(
         if count is not None:
             by_cells = atlas.percentile(score, scores.mean(1), drawn.sum(1), count)
         by_numbers = atlas.percentile(score, scores.mean(1), sizes, other.numbers, near)
-        reached.append(atlas.Reached(other.label, score, count, other.numbers, by_cells, by_numbers))
+        told.append(atlas.Told(other.label, score, count, other.numbers, by_cells, by_numbers))
     stages = {name: fitted.surrogate.total(members) for name, members in by_stage.items()}
     multiples = np.log(np.array(factors))[which].mean((1, 2))
     every = {"stages": by_stage, "cells": {cell.name: [i] for i, cell in enumerate(cells)}}
     head = models.names(whole.model)[-1]
     choices = []
-    for name, named_scores in every.items():
+    for name, of_units in every.items():
         chosen_by, judged_by = (_lookup(drawn, best[:, :, half], fitted.surrogate) for half in range(2))
         epsilon = options.epsilon / units.factor(metric)
-        mask, steps = atlas.greedy(named_scores, len(cells), chosen_by, judged_by, epsilon)
+        mask, steps = atlas.greedy(of_units, len(cells), chosen_by, judged_by, epsilon)
         choices.append(atlas.Choice(name, spec(cells, mask.tolist(), head), tuple(steps)))
     seeds = whole.settings.seeds
     ceiling = atlas.ceiling(scores)
     return atlas.Atlas(
-        cells, drawn, scores, multiples, fitted, stages, ceiling, tuple(reached), tuple(choices), metric, tuple(seeds)
+        cells, drawn, scores, multiples, fitted, stages, ceiling, tuple(told), tuple(choices), metric, tuple(seeds)
     )
 
 

@@ -323,7 +323,7 @@ def _predictions(
     if part.longer:
         return predicted._replace(longer=True)
     further = evaluations.measured(part.experiment, results, evals, folder)
-    cost = costs.fit_costs(part.experiment, results, folder)
+    cost = costs.of_fits(part.experiment, results, folder)
     rows = [extended(row, {**further.get(row.name, {}), **cost[row.name]}) for row in predicted.rows]
     return predictions.with_kept(folder, predicted._replace(rows=rows))
 

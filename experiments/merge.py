@@ -29,7 +29,7 @@ import numpy as np
 
 from experiments.runs import budgets, command_line, console, directory, fit, metrics, plan, process
 from experiments.runs.command_line import flag
-from experiments.runs.settings import ComputeFlags, Settings
+from experiments.runs.settings import FLAGS, ComputeFlags, Settings, parse_flags
 from tljax import batch_stats, checkpoint, evaluate, models, paths, plugins, train
 from tljax.study import results
 from tljax.study.results import Result
@@ -117,7 +117,10 @@ def _members(options: MergeFlags) -> list[Member]:
         folder = Path(name)
         if not (folder / "results.jsonl").is_file() or not (folder / "flags.flags").is_file():
             raise InputError(f"--runs={name} is no run directory: name one of experiments.transfer or compare")
-        settings = directory.recorded_settings(folder)
+        lines = [line for line in directory.flags_text(folder / "flags.flags").splitlines() if line.startswith("--")]
+        settings = Settings.from_flags(
+            **parse_flags(["merge", *(line for line in lines if line[2:].partition("=")[0] in FLAGS)])
+        )
         superseded = directory.superseded(folder)
         for key, result in directory.finished(folder).items():
             if result.strategy != "pretrain" and key not in superseded:
@@ -214,13 +217,13 @@ def mean(trees: Sequence[Params]) -> Params:
     [2.0, 2.0]
     """
 
-    def leaf_mean(*leaves: Any) -> np.ndarray:
+    def of_leaves(*leaves: Any) -> np.ndarray:
         first = np.asarray(leaves[0])
         if not np.issubdtype(first.dtype, np.floating) and first.dtype.name != "bfloat16":
             return first
         return np.mean([np.asarray(leaf, np.float64) for leaf in leaves], axis=0).astype(first.dtype)
 
-    return jax.tree.map(leaf_mean, *trees)
+    return jax.tree.map(of_leaves, *trees)
 
 
 def greedy(
@@ -230,15 +233,15 @@ def greedy(
     primary = on_device.objective.metrics[0]
     sign = 1 if primary.larger_is_better else -1
 
-    def turned_score(tree: Params) -> float:
+    def of(tree: Params) -> float:
         value = score(tree)
         return -np.inf if value is None else sign * value
 
-    alone = [turned_score(tree) for tree in trees]
+    alone = [of(tree) for tree in trees]
     order = sorted(range(len(trees)), key=lambda i: -alone[i])
     chosen, best = order[:1], alone[order[0]]
     for i in order[1:]:
-        with_it = turned_score(mean([trees[j] for j in [*chosen, i]]))
+        with_it = of(mean([trees[j] for j in [*chosen, i]]))
         taken = with_it >= best
         console.say(
             f"  {members[i].result.name}: {primary.name} on the validation split {alone[i] * sign:.4f} alone, the mean "
@@ -335,10 +338,10 @@ def _write(
     about: dict[str, Any] = {"seed": first.seed, "accuracy": result.test_accuracy, "steps": result.steps}
     if result.metric is not None:
         about |= {"score": result.test_score, "metric": dict(result.metric)}
-    about_all = {**fit.about(settings, task), "fisher": False, "fits": {name: about}}
+    of_all = {**fit.about(settings, task), "fisher": False, "fits": {name: about}}
     if (folder / place).is_dir():
         raise InputError(f"--workdir={folder} holds this soup already: name a new folder")
-    checkpoint.save(folder / place, {name: merged}, about_all)
+    checkpoint.save(folder / place, {name: merged}, of_all)
     groups = task.test.groups
     predictions, sha256 = metrics.write_predictions(folder, name, goal, outputs, np.asarray(task.test.targets), groups)
     directory.write_record(

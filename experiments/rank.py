@@ -80,10 +80,8 @@ def run(values: Mapping[str, Any], options: RankFlags) -> dict[str, Any]:
         fits = sum(len(plan.planned(each)) for each in transfers.experiments()) if transfers else 0
         rows = [(card.name, _source_score(card), f"{card.parameters:,}") for card in cards]
         notes = [f"{len(rows)} sources, {len(targets)} targets, {fits} fits to verify"]
-        score_column = (
-            "own test accuracy %" if {card.metric for card in cards} == {units.ACCURACY} else "own test score"
-        )
-        console.table("sources", ["source", score_column, "parameters"], rows, notes)
+        own = "own test accuracy %" if {card.metric for card in cards} == {units.ACCURACY} else "own test score"
+        console.table("sources", ["source", own, "parameters"], rows, notes)
         return {}
     fingerprints = {name: task.fingerprint for name, task in targets.items()}
     with directory.opened(settings, "rank", command_line.flagfile_lines(options)) as folder:
@@ -197,7 +195,7 @@ def _refuse_copies(loaded: Mapping[str, LoadedSource]) -> None:
 
 def _source_score(card: Card) -> str:
     """How good a source is at its own task: its accuracy in %, or another metric with its name."""
-    return "-" if card.accuracy is None else units.source_score(card.metric, card.accuracy)
+    return "-" if card.accuracy is None else units.of_source(card.metric, card.accuracy)
 
 
 def main(argv: Sequence[str]) -> None:

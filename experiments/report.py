@@ -148,8 +148,8 @@ def _judging(options: ReportFlags, runs: Mapping[str, Mapping[str, Any]], parts:
     """
     values = {f.name: getattr(options, f.name) for f in command_line.fields(Judging)}
     flag_values = {name: value for name, value in values.items() if value is not None}
-    planned_end = {} if (end := fits_of.end_of(parts)) == "last" else {"verdict_of": end}
-    judging = from_record({**next(iter(runs.values()), {}), **planned_end, **flag_values})
+    of_fits = {} if (end := fits_of.end_of(parts)) == "last" else {"verdict_of": end}
+    judging = from_record({**next(iter(runs.values()), {}), **of_fits, **flag_values})
     require_valid(judging)
     require_family(judging.family)
     judging = with_margin(judging, fits_of.metrics_of(parts, judging.verdict_on).values())
@@ -208,7 +208,7 @@ def _run_or_winners(run: str, notes: list[str]) -> list[str]:
         for name, values in winners.items()
         if (len(winners) == 1 or folder.name == name or folder.name.startswith(f"{name}-"))
         and (folder / "flags.flags").is_file()
-        and not directory.holds_another_experiment(folder, Settings.from_flags(**values))
+        and not directory.of_another_experiment(folder, Settings.from_flags(**values))
     ]
     notes.append(f"tuned: every strategy has what {Path(run).name} found best for it")
     return list(dict.fromkeys(folders)) or [run]
@@ -224,7 +224,9 @@ def _is_repeated(row: Result, other: Result | None) -> bool:
 
 def _flags(run: Path, kinds: Mapping[str, command_line.Kind]) -> dict[str, Any]:
     """The values in flags.flags of a run directory of the flags in `kinds`, {flag: its kind}."""
-    return command_line.parse(["report", *directory.recorded_lines(run, kinds)], kinds)
+    text = directory.flags_text(run / "flags.flags")
+    lines = [line for line in text.splitlines() if line.startswith("--") and line[2:].partition("=")[0] in kinds]
+    return command_line.parse(["report", *lines], kinds)
 
 
 def read_fits(csv_file: Path, predictions: str) -> Predictions:

@@ -95,12 +95,7 @@ def _run(flags: Mapping[str, Any], options: Search, noted: times.Times) -> list[
             place = _final_workdir(final, arm, folder)
             trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         tuned.write_winners(folder, trained)
-        # Each winner, on all training examples under --seeds: only here the search reads the test set.
-        results = [
-            result
-            for winner in trained.values()
-            for result in fit.complete(plan.prepare(winner.settings, execution, only=True))
-        ]
+        results = [result for winner in trained.values() for result in _train_winner(winner.settings, execution)]
         settled = summary.with_share(results, experiment.target.test.targets)
         notes = page.write(folder, Settings.from_flags(**flags), options, trained, settled, experiment)
         noted.leave(folder)
@@ -150,7 +145,7 @@ def _source_flags(settings: Settings) -> dict[str, Any]:
 def _final_workdir(final: Settings, arm: Arm, folder: Path) -> Path:
     """The run directory of a winner's fits: a new one if a grown search has found another winner."""
     place = folder / "final" / arm.file_name
-    if not directory.holds_another_experiment(place, final):
+    if not directory.of_another_experiment(place, final):
         return place
     free = tuple(f"--{name}=" for name in _FREE)
     lines = [line for line in final.flagfile_lines() if not line.startswith(free)]
@@ -165,8 +160,8 @@ def _final_workdir(final: Settings, arm: Arm, folder: Path) -> Path:
 
 def _final_flags(flags: Mapping[str, Any], settings: Settings, arm: Arm) -> dict[str, Any]:
     """The flags of a winner's fits: all training examples, and the seeds that the search has not seen."""
-    arm_flags = {"strategies": (arm.strategy,), "train_examples": (arm.budget,)}
-    return {**_source_flags(settings), **flags, **arm_flags, "validation": 0.0, "seeds": settings.seeds}
+    of_arm = {"strategies": (arm.strategy,), "train_examples": (arm.budget,)}
+    return {**_source_flags(settings), **flags, **of_arm, "validation": 0.0, "seeds": settings.seeds}
 
 
 def _arms(settings: Settings, options: Search) -> list[Arm]:
@@ -185,10 +180,10 @@ def _arms(settings: Settings, options: Search) -> list[Arm]:
     arms = []
     for strategy in strategies:
         name = space.strategy_name(strategy)
-        ranges = tuple(r for r in options.ranges if space.varied_strategy(r.name) in ("", name))
+        ranges = tuple(r for r in options.ranges if space.of_strategy(r.name) in ("", name))
         if not ranges:
             raise InputError(f"--space has nothing to search for strategy '{strategy}': add a dimension")
-        chooses = any(space.varied_strategy(r.name) == name for r in ranges)
+        chooses = any(space.of_strategy(r.name) == name for r in ranges)
         if chooses and sum(space.strategy_name(other) == name for other in strategies) > 1:
             raise InputError(
                 f"--strategies={','.join(strategies)}: --space chooses the options of {name}, which is given more "
@@ -210,7 +205,7 @@ def _require_distinct_totals(arms: Sequence[Arm], target: Task) -> None:
 def _open_study(arm: Arm, options: Search, settings: Settings, folder: Path, maximize: bool) -> search.Search:
     """Open the study of an arm, which refuses another space, other search seeds and other flags of its fits."""
     searched = {dimension.name for dimension in arm.ranges}  # under their values an automatic one may be another
-    neutral_values = NEUTRAL if searched & {"optimizer", "weight_decay"} else settings.neutral_values()
+    neutral_values = NEUTRAL if searched & {"optimizer", "weight_decay"} else settings.of_older_runs()
     neutral = {
         f"--{name}={written(value)}" for name, value in neutral_values.items()
     }  # older studies do not name these flags
@@ -312,6 +307,11 @@ def _judge(
         raise
     for trial, judgement in zip(running, judgements, strict=True):
         search.tell(searched.study, trial, judgement.score, judgement.pruned, judgement.loss, task.worst)
+
+
+def _train_winner(settings: Settings, execution: Any) -> list[Result]:
+    """Train a winner on all training examples under --seeds: only here the search reads the test set."""
+    return fit.complete(plan.prepare(settings, execution, only=True))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -68,8 +68,7 @@ def _retention(
     from_source = experiment._replace(strategies=strategies)
     measured = evaluations.measured(from_source, transferred, evals, folder, start=False)
     return {
-        name: {key: fit_fields[key] for key in fit_fields if key.startswith("retention")}
-        for name, fit_fields in measured.items()
+        name: {key: of_fit[key] for key in of_fit if key.startswith("retention")} for name, of_fit in measured.items()
     }
 
 
@@ -81,16 +80,16 @@ def _show_starts(experiment: Experiment) -> None:
         same = next((label for label, grafted in plans.items() if grafted == start.plan), None)
         plans.setdefault(strategy.label, start.plan)
         decays = plan.decays(settings.recipe, start.params)
-        costs_of_phases = costs.start_lines(experiment, start)
-        notes = (costs_of_phases, plan.state_lines(start, experiment.model), costs.move_lines(experiment, start))
+        costs_of_phases = costs.of_start(experiment, start)
+        notes = (costs_of_phases, plan.state_lines(start, experiment.model), costs.of_moves(experiment, start))
         console.plan(strategy.label, start.plan, start.params, start.phases, same, names, decays, *notes)
         lists = {
             "left out, and so frozen": plan.left_out(strategy, start, experiment.model),
             "merged with their kernel in each step, as their stages take no factors": plan.merged(start),
         }
-        for what, listed_paths in lists.items():
-            if listed_paths:
-                folded = (path for path, _ in paths.folded([(path, None) for path in listed_paths]))
+        for what, of_paths in lists.items():
+            if of_paths:
+                folded = (path for path, _ in paths.folded([(path, None) for path in of_paths]))
                 console.say(f"  {strategy.label}: {what}: {', '.join(folded)}\n")
     augmented = plan.augment_notes(settings.recipe, experiment.target)
     console.notes([*augmented, *plan.title_and_notes(settings, experiment.source, experiment.target)[1]])

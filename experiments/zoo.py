@@ -162,8 +162,8 @@ def _print_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> No
         for card in cards
     ]
     metrics = {units.from_record(card.get("metric")) for card in cards}
-    score_column = "own test accuracy %" if metrics == {units.ACCURACY} else "own test score"
-    columns = ["source", score_column, "parameters", "steps", "seconds", "trivial", "checkpoint"]
+    own = "own test accuracy %" if metrics == {units.ACCURACY} else "own test score"
+    columns = ["source", own, "parameters", "steps", "seconds", "trivial", "checkpoint"]
     console.table("zoo", columns, rows, notes)
 
 
@@ -171,7 +171,7 @@ def _source_score(card: Mapping[str, Any]) -> str:
     """How good a source is at its own task: its accuracy in %, or another metric with its name."""
     metric = units.from_record(card.get("metric"))
     value = card["accuracy"] if metric == units.ACCURACY else card["score"]
-    return "diverged" if value is None else units.source_score(metric, value)
+    return "diverged" if value is None else units.of_source(metric, value)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -205,7 +205,7 @@ def test_the_run_holds_the_flags_and_no_recipe(tasks, tmp_path):
     again = parse_flags(["", f"--flagfile={tmp_path / 'w' / 'flags.flags'}"])
     assert Settings.from_flags(**again, workdir=str(tmp_path / "w")) == settings
     assert [result.key for result in transfer.run(**{**again, "workdir": flags["workdir"]})] == [r.key for r in results]
-    assert directory.holds_another_experiment(tmp_path / "w", Settings.from_flags(**{**flags, "recipe": ""}))
+    assert directory.of_another_experiment(tmp_path / "w", Settings.from_flags(**{**flags, "recipe": ""}))
 
 
 @pytest.mark.slow

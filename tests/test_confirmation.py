@@ -29,7 +29,7 @@ def task(items=400, groups=None):
 
 def test_halves_share_nothing_and_are_the_same_every_time():
     whole = task(401)
-    halves = [confirmation.halved(whole, half) for half in ("explore", "confirm")]
+    halves = [confirmation.halved(whole, half) for half in confirmation.HALVES]
     rows = [half.test.arrays[:, 0].astype(int) // 2 for half in halves]
     assert sorted([*rows[0], *rows[1]]) == list(range(401)) and [len(each) for each in rows] == [201, 200]
     for half, chosen in zip(halves, rows, strict=True):
@@ -51,7 +51,7 @@ def test_a_half_is_known_to_stay_what_it_was():
 
 def test_groups_stay_together():
     groups = np.repeat(np.arange(21), np.arange(21) + 3)
-    halves = [confirmation.halved(task(len(groups), groups), half).test.groups for half in ("explore", "confirm")]
+    halves = [confirmation.halved(task(len(groups), groups), half).test.groups for half in confirmation.HALVES]
     assert not set(halves[0]) & set(halves[1]) and sorted([*halves[0], *halves[1]]) == groups.tolist()
     assert [len(set(each)) for each in halves] == [11, 10]
     few = task(30, np.arange(30) % 15)
@@ -171,7 +171,7 @@ def test_a_registration_that_went_on_with_another_base_is_refused(tmp_path):
         assert confirmation._register(book, "set", registration, tried, "clothes") == 1
         with pytest.raises(InputError, match="tested before, of other fits"):
             confirmation._register(book, "set", registration, tried._replace(bases=("scratch (3)",)), "clothes")
-        assert len(book.entries_of("registration")) == 1
+        assert len(book.of_kind("registration")) == 1
 
 
 @pytest.mark.parametrize("verdict", confirmation.CLAIMS)
@@ -231,7 +231,7 @@ def test_a_claim_is_decided_once_and_said_again(tmp_path, effect, verdict, decis
     assert confirmation.decide(entered(tmp_path, registration), family, table(0.5), {}) == text
     assert (tmp_path / "l").read_bytes() == before
     with ledger.opened(tmp_path / "l") as book:
-        (entry,) = book.entries_of("confirmation")
+        (entry,) = book.of_kind("confirmation")
     interval = statistics.crossed(verdicts.differences(right, *[cell for cell in reversed(right)]))
     assert entry["e"] == pytest.approx(ledger.e_value(confirmation.p_of_claim(interval, verdict, 0.005)))
     assert entry["needed"] == pytest.approx(ledger.threshold(1, 0))
@@ -263,16 +263,16 @@ def test_a_word_that_is_withheld_confirms_nothing(tmp_path):
 
 
 def line(tasks, folder, name, *more, **flags):
-    values = {"strategies": ("full",), "train_examples": ("all",), "steps": 20, "longer_scratch": "false"} | flags
-    values |= {"workdir": folder / name, "epochs": None}
-    return ["compare", *command(tasks, folder, **values), f"--ledger={folder / 'ledger.jsonl'}", *more]
+    given = {"strategies": ("full",), "train_examples": ("all",), "steps": 20, "longer_scratch": "false"} | flags
+    given |= {"workdir": folder / name, "epochs": None}
+    return ["compare", *command(tasks, folder, **given), f"--ledger={folder / 'ledger.jsonl'}", *more]
 
 
 @pytest.mark.slow
 def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, capsys):
     compare.main(line(tasks, tmp_path, "explored", "--explore", strategies=("full", "head_only")))
-    output = " ".join(capsys.readouterr().out.split())
-    assert "0 other strategies had been tried on the test set" in output
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0 other strategies had been tried on the test set" in said
     explored = results(tmp_path / "explored")
     page = (tmp_path / "explored" / "report.md").read_text()
     assert "explore: 20 of 40 test examples" in page and page.split("\n\n")[1].startswith(confirmation.EXPLORED)
@@ -323,13 +323,13 @@ def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, caps
     with pytest.raises(InputError, match="registered before with another design"):
         compare.main(line(tasks, tmp_path, "again", *confirming, seeds=(8, 9, 10, 11)))
     before = (tmp_path / "ledger.jsonl").read_bytes()
-    ledger_flag = f"--ledger={tmp_path / 'ledger.jsonl'}"
-    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", ledger_flag])
+    told = f"--ledger={tmp_path / 'ledger.jsonl'}"
+    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", told])
     assert digest in (tmp_path / "pages" / "report.md").read_text()
     assert (tmp_path / "ledger.jsonl").read_bytes() == before  # the same fits are no new look
-    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", f"{ledger_flag}2"])
+    report.main(["report", f"--runs={tmp_path / 'confirmed'}", f"--output={tmp_path / 'pages'}", f"{told}2"])
     with ledger.opened(tmp_path / "ledger.jsonl2") as book:
-        (look,) = book.entries_of("look")
+        (look,) = book.of_kind("look")
         assert look["half"] == "all" and look["seeds"] == [4, 5, 6, 7] and len(look["methods"]) == 1
     with pytest.raises(InputError, match="two sets of test examples"):
         both = f"{tmp_path / 'confirmed'},{tmp_path / 'explored'}"
@@ -362,7 +362,7 @@ def test_seeds_of_a_raised_most_are_looked_at_too(tmp_path):
     with ledger.opened(tmp_path / "l") as book:
         for most in (8, 8, 40, 20):
             confirmation._add_look(book, "set", "explore", tried._replace(seeds=tuple(range(most))), "clothes")
-        assert [len(entry["seeds"]) for entry in book.entries_of("look")] == [8, 40]
+        assert [len(entry["seeds"]) for entry in book.of_kind("look")] == [8, 40]
         with pytest.raises(InputError, match="--seeds: 30 and 31 were looked at before"):
             confirmation._register(book, "set", registered(tmp_path), claimed, "clothes")
 

@@ -26,17 +26,17 @@ TRUTH = Components(0.0, 5, ITEMS, ITEMS * 0.03**2 + 0.5**2, 0.2**2, 0.5**2)
 
 def study(rng, seeds, difference, truth=TRUTH, items=None):
     """Differences of a study of such components, [seeds, items]; `items` are the effects of the items, if known."""
-    fits_square, item_variance, rest = truth.spread()
+    of_fits, of_items, rest = truth.spread()
     root = np.sqrt(truth.items)
-    items = item_variance * root * rng.standard_normal(truth.items) if items is None else items
+    items = of_items * root * rng.standard_normal(truth.items) if items is None else items
     noise = rest * root * rng.standard_normal((seeds, truth.items))
-    return difference + fits_square * rng.standard_normal((seeds, 1)) + items + noise
+    return difference + of_fits * rng.standard_normal((seeds, 1)) + items + noise
 
 
 def test_components_are_those_that_a_study_was_drawn_from():
     rng = np.random.default_rng(0)
     drawn = [sample_size.components(study(rng, 5, 0.1)) for _ in range(300)]
-    for field in ("mean", "fits_square", "item_variance", "residual"):
+    for field in ("mean", "of_fits", "of_items", "residual"):
         values = np.array([getattr(each, field) for each in drawn])
         true = 0.1 if field == "mean" else getattr(TRUTH, field)
         assert abs(values.mean() - true) < 3 * values.std() / np.sqrt(300)
@@ -45,7 +45,7 @@ def test_components_are_those_that_a_study_was_drawn_from():
 
 
 def test_chances_are_those_of_t_where_fits_alone_vary():
-    pilot = Components(0.0, 5, 1000, fits_square=1.0, item_variance=0.0, residual=0.0)
+    pilot = Components(0.0, 5, 1000, of_fits=1.0, of_items=0.0, residual=0.0)
     for seeds in (4, 9):
         error, critical, inner = 1 / np.sqrt(1000 * seeds), *(stats.t.isf(tail, seeds - 1) for tail in (0.025, 0.05))
         words = sample_size.chances(pilot, seeds, 0.03, 0.95, differences=np.array([0.0, 0.03]))
@@ -107,7 +107,7 @@ def right_of(rng, seeds, strategies, budgets=(10, 100)):
     for budget in budgets:
         table[cell("scratch", budget=budget)] = {seed: np.zeros(ITEMS) for seed in seeds}
         for name, (difference, factor) in strategies.items():
-            truth = TRUTH._replace(fits_square=ITEMS * (factor * 0.03) ** 2 + 0.5**2)
+            truth = TRUTH._replace(of_fits=ITEMS * (factor * 0.03) ** 2 + 0.5**2)
             scores = study(rng, len(seeds), difference, truth, np.zeros(ITEMS))
             table[cell(name, budget=budget)] = dict(zip(seeds, scores, strict=True))
     return table

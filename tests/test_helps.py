@@ -16,7 +16,7 @@ from tljax.types import InputError
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = {name: importlib.import_module(f"experiments.{name}") for name in command_line.programs()}
-ALL = {name for taken in command_line.program_flags().values() for name in taken}
+ALL = {name for taken in command_line.of_programs().values() for name in taken}
 """The flags of all programs."""
 program = pytest.mark.parametrize("program", PROGRAMS)
 
@@ -107,7 +107,7 @@ def test_in_a_flagfile_that_programs_share_flags_of_a_transfer_are_passed_over_a
 def test_a_flag_has_one_role_whichever_program_has_it():
     """Whether runs of one run directory may differ in it: report's flags judge, and are in none."""
     roles = {}
-    for program, taken in command_line.program_flags().items():
+    for program, taken in command_line.of_programs().items():
         for name, role in taken.items():
             assert roles.setdefault(name, role) == role, name
         assert {

@@ -77,7 +77,7 @@ def test_what_is_written_is_read_again_and_the_level_stays(tmp_path):
         assert book.level == 0.1
     with ledger.opened(file) as book:
         assert [entry["kind"] for entry in book.entries] == ["ledger", "look", "look"]
-        assert len(book.entries_of("look")) == 2 and book.entries_of("look", "b") == [look(test_set="b")]
+        assert len(book.of_kind("look")) == 2 and book.entries_of("look", "b") == [look(test_set="b")]
     with pytest.raises(InputError, match=r"allows 0\.1 of false discoveries, not 0\.05"), ledger.opened(file, 0.05):
         pass
 
@@ -202,7 +202,7 @@ def test_two_processes_lose_no_line_and_a_killed_one_no_more_than_its_last(tmp_p
     written += writers[0].communicate()[0].split()
     assert writers[1].communicate()[0].split()[-1] == "39" and writers[1].returncode == 0
     with ledger.opened(file) as book:
-        of_a, of_b = ([entry["seeds"][0] for entry in book.entries_of("look", name)] for name in ("a", "b"))
+        of_a, of_b = ([entry["seeds"][0] for entry in book.of_kind("look", name)] for name in ("a", "b"))
     assert of_b == list(range(40)) and of_a == list(range(len(of_a))) and len(written) <= len(of_a) <= len(written) + 1
 
 

@@ -97,7 +97,7 @@ def test_a_study_under_two_tuning_seeds_is_judged_by_the_first_and_says_both(tas
     flags |= {"steps": None, "epochs": None, "hidden": None, "batch_size": None, "workdir": tmp_path / "both"}
     compare.main(["compare", *command(tasks, tmp_path, **flags), both, "--nolonger_scratch", book])
     with ledger.opened(tmp_path / "l") as of_run:
-        (look,) = of_run.entries_of("look")
+        (look,) = of_run.of_kind("look")
     assert len(look["methods"]) == 2  # the recipes of both searches were tried
     text = (tmp_path / "both" / "report.md").read_text()
     assert "tuned 2 times under other tuning seeds" in text and "2 trials each" in text

@@ -51,7 +51,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def lost(items=400, share=0.5):
     """The scores of a fit that diverged."""
-    return comparisons.diverged_scores(share, items)
+    return comparisons.of_diverged(share, items)
 
 
 def at(rate, items=400):

@@ -192,7 +192,7 @@ def test_an_interval_of_real_scores_may_end_beyond_one():
 def test_scores_that_are_all_the_same_are_not_taken_for_a_fit_that_diverged():
     """Every item of a perfect fit scores 1."""
     perfect, half = np.ones(40, np.float32), np.linspace(0.2, 0.8, 40, dtype=np.float32)
-    assert not comparisons.diverged(perfect) and comparisons.diverged(comparisons.diverged_scores(1.0, 40))
+    assert not comparisons.diverged(perfect) and comparisons.diverged(comparisons.of_diverged(1.0, 40))
     cells = Cell("a", "b", "full", 10), Cell(None, "b", "scratch", 10)
     table = {cells[0]: {s: perfect for s in range(3)}, cells[1]: {s: half + 0.01 * s for s in range(3)}}
     [comparison], _ = comparisons.compared(table, 0.05, 0.95)

@@ -335,7 +335,7 @@ def messages(file):
 
 OF_GIT = {"always", "dirty", "abbrev", "exclude"}
 FILES = [file for folder in ("experiments", "tljax") for file in (ROOT / folder).rglob("*.py")]
-OF_ALL = {name for names in command_line.program_flags().values() for name in names} | {*command_line.HELP, "flagfile"}
+OF_ALL = {name for names in command_line.of_programs().values() for name in names} | {*command_line.HELP, "flagfile"}
 OF_ALL |= command_line.kinds(BenchmarkFlags).keys()
 PROGRAMS = command_line.programs()
 

@@ -39,12 +39,8 @@ def numbers(atlas: Atlas) -> dict[str, Any]:
             "explained": atlas.fitted.explained,
             "ceiling": atlas.ceiling._asdict(),
             "strategies": [
-                {
-                    **strategy._asdict(),
-                    "by_cells": strategy.by_cells._asdict(),
-                    "by_numbers": strategy.by_numbers._asdict(),
-                }
-                for strategy in atlas.reached
+                {**told._asdict(), "by_cells": told.by_cells._asdict(), "by_numbers": told.by_numbers._asdict()}
+                for told in atlas.told
             ],
             "greedy": [
                 {"of": choice.units, "strategy": choice.spec, "steps": [step._asdict() for step in choice.steps]}
@@ -63,7 +59,7 @@ def effects(atlas: Atlas) -> Table:
         for cell, effect in zip(atlas.cells, surrogate.effects, strict=True)
     ]
     order = np.argsort([-effect.value for effect in surrogate.effects], kind="stable")
-    stage_rows = [
+    of_stages = [
         [Text(f"{name}, all kinds"), Text(f"{_numbers(atlas, name):,}"), tables.estimate(effect, factor)]
         for name, effect in sorted(atlas.stages.items(), key=lambda item: -item[1].value)
     ]
@@ -71,8 +67,8 @@ def effects(atlas: Atlas) -> Table:
         [Text(" with ".join(atlas.cells[i].name for i in pair)), Text(NOTHING), tables.estimate(effect, factor)]
         for pair, effect in surrogate.pairs
     ]
-    heading = units.headed("adds", units.difference_unit(atlas.metric))
-    return Table("what each cell adds", ["cell", "numbers", heading], [*(rows[i] for i in order), *stage_rows, *pairs])
+    heading = units.headed("adds", units.of_differences(atlas.metric))
+    return Table("what each cell adds", ["cell", "numbers", heading], [*(rows[i] for i in order), *of_stages, *pairs])
 
 
 def _numbers(atlas: Atlas, stage: str) -> int:
@@ -83,23 +79,16 @@ def strategies(atlas: Atlas) -> Table:
     """Each strategy among the masks of its size."""
     rows = [
         [
-            Text(each.label),
-            Text(units.shown(atlas.metric, units.sign(atlas.metric) * each.score)),
-            Text(NOTHING if each.cells is None else str(each.cells)),
-            _percentile(each.by_cells),
-            Text(f"{each.numbers:,}"),
-            _percentile(each.by_numbers),
+            Text(told.label),
+            Text(units.shown(atlas.metric, units.sign(atlas.metric) * told.score)),
+            Text(NOTHING if told.cells is None else str(told.cells)),
+            _percentile(told.by_cells),
+            Text(f"{told.numbers:,}"),
+            _percentile(told.by_numbers),
         ]
-        for each in sorted(atlas.reached, key=lambda each: -each.score)
+        for told in sorted(atlas.told, key=lambda told: -told.score)
     ]
-    columns = [
-        "strategy",
-        tables.score_heading(atlas.metric, "Validation"),
-        "cells",
-        "percentile",
-        "numbers",
-        "percentile ",
-    ]
+    columns = ["strategy", tables.of_test(atlas.metric, "Validation"), "cells", "percentile", "numbers", "percentile "]
     return Table("strategies among masks of their size", columns, rows)
 
 
@@ -142,7 +131,7 @@ def show(atlas: Atlas, folder: Path, title: str, notes: Sequence[str]) -> None:
     """Print the tables, and write the report."""
     lines = sentences(atlas)
     console.show(effects(atlas), lines)
-    if atlas.reached:
+    if atlas.told:
         console.show(strategies(atlas))
     console.show(choices(atlas), [*notes])
     for choice in atlas.choices:
@@ -171,7 +160,7 @@ MASKS = "A point is a mask: {metric}, a mean over seeds, against the numbers tha
 @figures.style()
 def page(atlas: Atlas, folder: Path, title: str, lines: Sequence[str], notes: Sequence[str]) -> str:
     """The HTML of an atlas; `notes` go with every table."""
-    unit = units.difference_unit(atlas.metric)
+    unit = units.of_differences(atlas.metric)
     words = {"metric": units.spoken(atlas.metric), "unit": f" ({unit})" if unit else ""}
     after = report.sentences(notes)
     blocks = [
@@ -179,10 +168,10 @@ def page(atlas: Atlas, folder: Path, title: str, lines: Sequence[str], notes: Se
         Block(EFFECTS.format(**words) + after, effects(atlas)),
     ]
     sections = [Section("Where parameters matter", "cells", blocks)]
-    if atlas.reached:
+    if atlas.told:
         sections.append(Section("Strategies", "strategies", [Block(STRATEGIES + after, strategies(atlas))]))
     sizes = atlas.masks @ np.array([cell.size for cell in atlas.cells])
-    points = {each.label: (each.numbers, each.score) for each in atlas.reached}
+    points = {told.label: (told.numbers, told.score) for told in atlas.told}
     picture = figures.atlas_masks(sizes, atlas.scores.mean(1), points, atlas.metric)
     sections.append(
         Section("Masks", "masks", [Block(MASKS.format(**words) + after, pictures=[picture], kind="box wide")])

@@ -46,7 +46,7 @@ MILESTONES = (
 )
 
 
-def beside_study(
+def of_study(
     parts: Sequence[Predictions],
     table: Right,
     rows: Sequence[Result],
@@ -60,7 +60,7 @@ def beside_study(
     """What stands beside the verdicts on targets; None of verdicts on retention, and where nothing is compared."""
     if judging.verdict_on != "target" or not family:
         return None
-    labels = {target: part_labels for part in parts for target, part_labels in part.labels.items() if target in terms}
+    labels = {target: of_part for part in parts for target, of_part in part.labels.items() if target in terms}
     return asides.asides(table, rows, curves, family, labels, terms, level, judging.against, **by_set)
 
 
@@ -97,7 +97,7 @@ def _by_metric(
 
 
 def _unit(metric: Metric) -> str:
-    return units.difference_unit(metric) or "the metric's own unit"
+    return units.of_differences(metric) or "the metric's own unit"
 
 
 def _difference(metric: Metric, values: tuple[float, float, float] | None, mark: str = "") -> Cell:
@@ -164,7 +164,7 @@ def _classes(
         rows = [
             (
                 tables.place(each.source, target),
-                [Cell(each.strategy), *(_difference(metric, interval and interval[:3]) for interval in each.intervals)],
+                [Cell(each.strategy), *(_difference(metric, one and one[:3]) for one in each.intervals)],
             )
             for each in members
         ]

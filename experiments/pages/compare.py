@@ -12,6 +12,7 @@ import numpy as np
 from experiments.pages import anytime, beside, export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import confirmation, console, directory, looks, predictions
+from experiments.runs.console import Table
 from experiments.runs.judging import Judging, end_notes, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
 from tljax import files
@@ -93,8 +94,8 @@ def judged(
         reason = f"looked at {look} times with {judging.looks} planned"
         family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
     curves = {name: curve for part in parts for name, curve in part.curves.items()}
-    conditions_by_target = conditions_of(table, metrics, margin, **by_set)
-    longer = [] if on == "retention" else predictions.at_equal_total(table, rows, conditions_by_target, level)
+    of_targets = conditions_of(table, metrics, margin, **by_set)
+    longer = [] if on == "retention" else predictions.at_equal_total(table, rows, of_targets, level)
     return Study(
         rows,
         curves,
@@ -105,7 +106,7 @@ def judged(
         [
             *end_notes(judging.end),
             *notes,
-            *_metric_notes(metrics, on),
+            *_metric_notes(metrics, family, on),
             *_source_notes(rows),
             *_look_notes(look, judging),
             *_group_notes(table, groups),
@@ -117,8 +118,8 @@ def judged(
         ],
         predictions.most_wrong([part for part in parts if not part.longer]),
         on,
-        beside.beside_study(
-            parts, predictions.without_longer(table), rows, curves, family, conditions_by_target, level, judging, by_set
+        beside.of_study(
+            parts, predictions.without_longer(table), rows, curves, family, of_targets, level, judging, by_set
         ),
     )
 
@@ -147,7 +148,7 @@ def _source_notes(rows: Sequence[Result]) -> list[str]:
     ]
 
 
-def _metric_notes(metrics: Mapping[str, Metric], on: str) -> list[str]:
+def _metric_notes(metrics: Mapping[str, Metric], family: Sequence[Comparison], on: str) -> list[str]:
     """Notes on what is judged: the metric where it is not accuracy, which way it is turned, and on what."""
     texts = []
     if on == "retention":
@@ -345,11 +346,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
     every = [
         Section("Verdicts", "verdicts", _verdicts(study.family, strokes, notes, study.verdict_on)),
         Section(f"{_shared_name(fits)} by label budget", "labels", _scores_by_labels(fits, strokes, notes)),
-        Section(
-            "Further metrics",
-            "metrics",
-            [Block(FURTHER + notes, table, heading=table.label) for table in tables.further_metrics(fits)],
-        ),
+        Section("Further metrics", "metrics", _further_metrics(fits, notes)),
         Section(
             "Sources and targets",
             "gains",
@@ -394,8 +391,8 @@ def _sections_at_largest_budget(
         names = dict.fromkeys(name for each in members.values() for fit in each for name in fit.evals or {})
         shifted = [figures.shifted(members, name, where, strokes) for name in names]
         pictures.setdefault(("shifted", _filled(SHIFTED, metric)), []).extend(shifted)
-        retention_metric = figures.retention_metric_of(members)
-        kept = _filled(RETENTION, metric, of_source=units.spoken(retention_metric), constant=_constant_of_each(metric))
+        of_source = figures.retention_metric_of(members)
+        kept = _filled(RETENTION, metric, of_source=units.spoken(of_source), constant=_of_each(metric))
         pictures.setdefault(("kept", kept), []).append(figures.retention(members, where, strokes))
         pictures.setdefault(("sure", RELIABILITY), []).append(figures.reliability(members, where, strokes))
     for (key, caption), drawn in pictures.items():
@@ -415,12 +412,12 @@ def _sections_at_largest_budget(
 def _filled(caption: str, metric: Metric, **values: str) -> str:
     """A caption with the name of the metric, the unit of differences and what a fit that diverged counts as."""
     name = units.spoken(metric)
-    unit = units.difference_unit(metric) or "the metric's own unit"
+    unit = units.of_differences(metric) or "the metric's own unit"
     known = {"metric": name, "Metric": name.capitalize(), "unit": unit, "constant": constant_answer(metric)}
     return caption.format(**{**known, **values})
 
 
-def _constant_of_each(metric: Metric) -> str:
+def _of_each(metric: Metric) -> str:
     return "the share of the most frequent class" if metric == units.ACCURACY else constant_answer(metric)
 
 
@@ -453,9 +450,9 @@ def _milestones(study: Study, notes: str) -> list[Block]:
     for row in study.milestones:
         rows.setdefault(metric_of.get(row["target"], units.ACCURACY), []).append(row)
     return [
-        Block(_filled(MILESTONES, metric) + notes, table)
+        block
         for metric, members in rows.items()
-        if (table := tables.milestones(members, metric)).rows
+        for block in _table_block(_filled(MILESTONES, metric) + notes, tables.milestones(members, metric))
     ]
 
 
@@ -492,11 +489,11 @@ def _scores_by_labels(fits: Sequence[Result], strokes: figures.Strokes, notes: s
     """The metric against labels: a table for each target, and figures."""
     blocks = []
     for target in dict.fromkeys(fit.target for fit in fits):
-        target_fits = [fit for fit in fits if fit.target == target]
-        metric = of_results.metric(target_fits[0])
+        of_target = [fit for fit in fits if fit.target == target]
+        metric = of_results.metric(of_target[0])
         caption = _filled(LABELS, metric, single=SINGLE if metric == units.ACCURACY else "")
-        heading = tables.scores_heading(target_fits, target)
-        blocks.append(Block(caption + notes, tables.scores(target_fits, target), heading=heading))
+        heading = tables.scores_heading(of_target, target)
+        blocks.append(Block(caption + notes, tables.scores(of_target, target), heading=heading))
     drawn = [figures.scores_by_labels(_members(fits, pair), tables.place(*pair), strokes) for pair in _pairs(fits)]
     return [*blocks, *figure(LABELS_PICTURE + notes, drawn)]
 
@@ -513,6 +510,16 @@ def _single_comparisons(others: Sequence[Comparison], notes: str) -> list[Block]
         for against, level in levels.items()
         for metric, members in _by_metric([each for each in others if each.against == against]).items()
     ]
+
+
+def _table_block(caption: str, table: Table) -> list[Block]:
+    """The table as a block; no block if it has no rows."""
+    return [Block(caption, table)] if table.rows else []
+
+
+def _further_metrics(fits: Sequence[Result], notes: str) -> list[Block]:
+    """The tables of the metrics that were measured beside the one that verdicts are of."""
+    return [Block(FURTHER + notes, table, heading=table.label) for table in tables.further_metrics(fits)]
 
 
 def _kept(fits: Sequence[Result], notes: str) -> list[Block]:
@@ -576,8 +583,8 @@ def _members(fits: Sequence[Result], pair: Pair, budget: Any = None) -> dict[str
     source, target = pair
     chosen: dict[tuple[str, int, int], Result] = {}
     for fit in sorted(fits, key=lambda fit: fit.source == source):  # the pair's own come last, and replace
-        is_of_pair = fit.strategy == "scratch" or fit.source in (None, source)
-        if fit.target == target and is_of_pair and budget in (None, fit.train_examples):
+        of_pair = fit.strategy == "scratch" or fit.source in (None, source)
+        if fit.target == target and of_pair and budget in (None, fit.train_examples):
             chosen[label(fit), fit.train_examples, fit.seed] = fit
     members: dict[str, list[Result]] = {name: [] for name in dict.fromkeys(map(label, fits))}
     for fit in chosen.values():

@@ -54,12 +54,12 @@ def show(parts: Sequence[Predictions], judging: Judging, fits: float | None) -> 
     for target, conditions in terms.items():
         members = [(each.source, each.strategy) for each in able if each.target == target]
         primary = [member for member in members if not judging.primary_family or member[1] in judging.primary_family]
-        target_cells = design.cells_of_target(table, target)
+        of_target = design.cells_of_target(table, target)
         longer = [row for part in parts if part.longer for row in part.rows if row.target == target]
         cost = cost_of([row for part in parts if not part.longer for row in part.rows if row.target == target], longer)
         cost = cost if judging.against == "scratch" else cost._replace(longer=0.0)
-        _target_tables(target_cells, target, (members, primary), conditions, level, judging)
-        _designs(target_cells, primary, conditions, level, judging, cost, fits)
+        _of_target(of_target, target, (members, primary), conditions, level, judging)
+        _designs(of_target, primary, conditions, level, judging, cost, fits)
 
 
 def show_of_run(folder: Path, judging: Judging, typed: Collection[str], fits: float | None) -> None:
@@ -87,7 +87,7 @@ def cost_of(rows: Sequence[Result], longer: Sequence[Result]) -> Cost:
     return Cost(source=max(beyond - 1, 0.0), longer=beyond)
 
 
-def _target_tables(
+def _of_target(
     right: Right,
     target: str,
     members: tuple[Sequence[tuple[str | None, str]], Sequence[tuple[str | None, str]]],
@@ -101,7 +101,7 @@ def _target_tables(
     overs = [*([tuple(budgets)] if len(budgets) > 1 else []), *((budget,) for budget in budgets)]
     pilots = [each for over in overs for each in design.measured(right, every, over, conditions, judging.against)]
     pilots.sort(key=lambda each: list(every).index((each.source, each.strategy)))
-    unit = units.difference_unit(conditions.metric)
+    unit = units.of_differences(conditions.metric)
     console.show(
         Table(
             units.headed(f"where the variance of a difference from {judging.against} comes from, {target}", unit),
@@ -157,8 +157,8 @@ def _components(each: Measured, conditions: Conditions) -> list[TableCell]:
     digits = units.digits(conditions.metric)
     seeds, items, rest = each.components.spread()
     parts = [seeds, items, rest]
-    if each.single_items is not None:
-        parts.insert(2, each.single_items.spread()[1])
+    if each.of_single_items is not None:
+        parts.insert(2, each.of_single_items.spread()[1])
     difference = tables.signed(factor * each.components.mean, digits)
     texts = [f"{factor * part:.{max(digits, 2)}f}" for part in parts]
     about = (each.strategy, each.source or tables.NOTHING, _labels(each.budgets), str(each.components.fits))
@@ -216,7 +216,7 @@ def _designs(
         ],
     )
     best, first = ranked[0], max(seeds) + 1
-    names = list(dict.fromkeys(strategy for _, strategy in best.members))
+    names = listed_flags(best)
     console.say(
         "  the design that decides most, as flags (name them before the run, and leave the others as they are):"
     )
@@ -234,6 +234,11 @@ def base_text(judging: Judging, cost: Cost) -> str:
     if cost.longer:
         parts.append(f"scratch at equal source and target steps as {cost.longer:.3g}")
     return listed(parts)
+
+
+def listed_flags(best: Design) -> list[str]:
+    """The strategies of a design, as flags name them."""
+    return list(dict.fromkeys(strategy for _, strategy in best.members))
 
 
 def _row(each: Design, several: bool) -> list[TableCell]:

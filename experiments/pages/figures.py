@@ -256,10 +256,10 @@ def learning_curves(members: Members, curves: Curves, field: str, where: str, st
     lines = {name: curve for name, fits in members.items() if (curve := _mean_curve(fits, curves, field)) is not None}
     if not lines:
         return None
-    metric, is_score = metric_of(members), field == "score"
-    what = units.spoken(metric) if is_score else "training loss"
-    unit = metric.unit if is_score else "nats" if metric == ACCURACY else ""
-    factor, digits = (units.factor(metric), _digits(metric)) if is_score else (1.0, 3)
+    metric, of_metric = metric_of(members), field == "score"
+    what = units.spoken(metric) if of_metric else "training loss"
+    unit = metric.unit if of_metric else "nats" if metric == ACCURACY else ""
+    factor, digits = (units.factor(metric), _digits(metric)) if of_metric else (1.0, 3)
     figure, axes = _chart(lines)
     ends = []
     for name, curve in lines.items():
@@ -550,9 +550,9 @@ def forest(family: Sequence[Comparison]) -> Picture | None:
     for head in heads:
         axes.get_yticklabels()[head].set_fontweight("bold")
     base, metric = base_of(family), family[0].metric
-    unit_and_metric = " of ".join(filter(None, (units.difference_unit(metric), units.spoken(metric))))
+    of_metric = " of ".join(filter(None, (units.of_differences(metric), units.spoken(metric))))
     turned = "" if metric.larger_is_better else ", positive is better"
-    axes.set(xlabel=_wrapped(f"difference from {base} ({unit_and_metric}{turned})", width=80), ylim=(y - 0.6, -0.8))
+    axes.set(xlabel=_wrapped(f"difference from {base} ({of_metric}{turned})", width=80), ylim=(y - 0.6, -0.8))
     axes.tick_params(axis="y", length=0)
     text = "; ".join(f"{where}: " + ", ".join(map(_in_words, members)) for where, members in places.items())
     return figure, f"Forest plot of the differences from {base}{_in_unit(metric)}, with intervals: {text}."
@@ -594,7 +594,7 @@ def bands(members: Sequence[Comparison], strokes: Strokes) -> Picture | None:
 
 
 def _in_unit(metric: Metric) -> str:
-    unit = units.difference_unit(metric)
+    unit = units.of_differences(metric)
     return f" in {unit}" if unit else ""
 
 
@@ -727,15 +727,15 @@ def shifted(members: Members, name: str, where: str, strokes: Strokes) -> Pictur
 
 def retention(members: Members, where: str, strokes: Strokes) -> Picture | None:
     """The target's metric against what is left of the source's; a line joins those that none beats in both."""
-    metric, source_metric = metric_of(members), retention_metric_of(members)
-    points = _points(members, lambda fit: _shown(source_metric, fit.retention))
+    metric, of_source = metric_of(members), retention_metric_of(members)
+    points = _points(members, lambda fit: _shown(of_source, fit.retention))
     if not points:
         return None
-    turned = units.sign(source_metric), units.sign(metric)
+    turned = units.sign(of_source), units.sign(metric)
     best = front({name: (turned[0] * x[0], turned[1] * y[0]) for name, (x, y) in points.items()})
-    kept = units.headed(f"source {units.spoken(source_metric)} after transfer", source_metric.unit)
+    kept = units.headed(f"source {units.spoken(of_source)} after transfer", of_source.unit)
     axes, (figure, alt) = _scatter(
-        points, (kept, _test(metric)), where, strokes, digits=(_digits(source_metric), _digits(metric))
+        points, (kept, _test(metric)), where, strokes, digits=(_digits(of_source), _digits(metric))
     )
     line = sorted((points[name][0][0], points[name][1][0]) for name in best)
     axes.plot(*zip(*line, strict=True), color="#909090", linewidth=1, zorder=0)
@@ -846,11 +846,11 @@ def searched_values(
     known = [trial for trial in known if dimension in trial.values]
     if not known:
         return None
-    is_score = field == "accuracy"
-    what = f"validation {units.spoken(metric) if is_score else 'loss'}"
-    unit = metric.unit if is_score else "nats" if metric == ACCURACY else ""
-    factor, digits = (units.factor(metric), _digits(metric)) if is_score else (1.0, 3)
-    higher_is_better = is_score and metric.larger_is_better
+    of_metric = field == "accuracy"
+    what = f"validation {units.spoken(metric) if of_metric else 'loss'}"
+    unit = metric.unit if of_metric else "nats" if metric == ACCURACY else ""
+    factor, digits = (units.factor(metric), _digits(metric)) if of_metric else (1.0, 3)
+    higher_is_better = of_metric and metric.larger_is_better
     points = sorted((trial.values[dimension], factor * getattr(trial, field)) for trial in known)
     x, y = np.array(points, float).T
     alone = all(len(trial.values) == 1 for trial in known)
@@ -862,7 +862,7 @@ def searched_values(
     axes.plot(x[best], y[best], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
     if log:
         _decades(axes, "x")
-    if not is_score and 0 < 10 * y.min() < y.max():  # a rate that is too high must not flatten the others
+    if not of_metric and 0 < 10 * y.min() < y.max():  # a rate that is too high must not flatten the others
         _decades(axes, "y", (1, 2, 5))
     axes.set(xlabel=dimension, ylabel=units.headed(what, unit))
     highest = " ".join(filter(None, (f"{y[best]:.{digits}f}", unit)))
@@ -946,7 +946,7 @@ def ranking_intervals(board: Board) -> Picture:
         left.axvline(board.half, color=INK, linewidth=0.8, linestyle=":")
     left.set_yticks(range(len(names)), names)
     left.set_xlabel("tau")
-    right.set_xlabel(units.headed("regret of the first choice", units.difference_unit(board.metric)))
+    right.set_xlabel(units.headed("regret of the first choice", units.of_differences(board.metric)))
     return figure, f"Tau and regret of {len(names)} scores, {board.title}."
 
 
@@ -994,7 +994,7 @@ def atlas_cells(stages: Sequence[str], kinds: Sequence[str], grid: np.ndarray, m
         right.hlines(rows, low, high, color=colour, linewidth=1.2)
         right.plot(value, rows, "o", color=colour, markersize=3.5, label=_wrapped(kind))
     right.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    right.set_xlabel(units.headed(f"adds to validation {units.spoken(metric)}", units.difference_unit(metric)))
+    right.set_xlabel(units.headed(f"adds to validation {units.spoken(metric)}", units.of_differences(metric)))
     right.legend(loc="best")
     text = "; ".join(
         f"{stage} {kind} {grid[row, column, 0]:+.1f}"

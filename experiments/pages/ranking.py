@@ -187,7 +187,7 @@ def show(verdict: Verdict, folder: Path, cards: Sequence[Card], table: Table, no
 def _why(cards: Sequence[Card], table: Table, target: str, budget: str) -> list[str]:
     """The notes below a table: which sources the first score ranks first, and why scores have no value."""
     scores = {card.name: table[card.name, target].scores[budget] for card in cards}
-    each = [(name, score) for by_score in scores.values() for name, score in by_score.items()]
+    each = [(name, score) for of_source in scores.values() for name, score in of_source.items()]
     lacking = {f"{name}: {score.reason}": None for name, score in each if score.value is None}
     name = next(iter(scores[cards[0].name]))
     values = {card.name: score.value for card in cards if (score := scores[card.name][name]).value is not None}
@@ -272,7 +272,7 @@ def page(boards: Sequence[Board], notes: Sequence[str], provenance: Provenance) 
 
 def _filled(caption: str, board: Board) -> str:
     """A caption with the name of the metric of a board, and the unit of its differences."""
-    unit = units.difference_unit(board.metric)
+    unit = units.of_differences(board.metric)
     return caption.format(metric=units.spoken(board.metric), unit=f" ({unit})" if unit else "")
 
 

@@ -209,13 +209,7 @@ def _best(studies: Sequence[Study], metric: Metric) -> Table:
         values = [Cell(searched(won.values.get(name)), edges.get(name, "")) for name in names]
         measured = [Cell(score), Cell(loss), _trial_count(study.trials)]
         rows.append([Cell(study.name, f"trial {won.number}"), *values, *measured])
-    columns = [
-        "Study",
-        *names,
-        tables.score_heading(metric, "Validation"),
-        tables.loss_heading(metric, "Validation"),
-        "Trials",
-    ]
+    columns = ["Study", *names, tables.of_test(metric, "Validation"), tables.of_loss(metric, "Validation"), "Trials"]
     return Table("Best values", columns, rows)
 
 

@@ -29,6 +29,11 @@ from tljax.types import Metric
 NOTHING = "\N{EN DASH}"
 
 
+def percent(fraction: float) -> str:
+    """A fraction in %, two decimals."""
+    return f"{100 * fraction:.2f}"
+
+
 def signed(points: float, digits: int = 2) -> str:
     """A difference in points, two decimals, with its sign even at 0.00, so that it agrees with its verdict.
 
@@ -55,8 +60,8 @@ def count(value: float | None) -> str:
 def ranged(values: Spread | None, form: Callable[[float], str], several: bool = True) -> Cell:
     """The cell of a mean, with a range or interval if it is of `several` values; a dash for None.
 
-    >>> ranged((0.5, 0.25, 0.75), "{:.2f}".format).below
-    '0.25 to 0.75'
+    >>> ranged((0.5, 0.25, 0.75), percent).below
+    '25.00 to 75.00'
     """
     if values is None:
         return Cell(NOTHING)
@@ -93,10 +98,10 @@ def difference(comparison: Comparison) -> Cell:
 # Fits
 
 
-def score_heading(metric: Metric, what: str = "Test") -> str:
+def of_test(metric: Metric, what: str = "Test") -> str:
     """The heading of a column of a metric on the test set.
 
-    >>> score_heading(ACCURACY), score_heading(Metric("cross_entropy", "nats", False), "Validation")
+    >>> of_test(ACCURACY), of_test(Metric("cross_entropy", "nats", False), "Validation")
     ('Test accuracy (%)', 'Validation cross entropy (nats)')
     """
     return units.headed(f"{what} {units.spoken(metric)}", metric.unit)
@@ -108,10 +113,10 @@ def from_base(base: str, metric: Metric) -> str:
     >>> from_base("scratch", ACCURACY)
     'Difference from scratch (points)'
     """
-    return units.headed(f"Difference from {base}", units.difference_unit(metric))
+    return units.headed(f"Difference from {base}", units.of_differences(metric))
 
 
-def loss_heading(metric: Metric, what: str = "Test") -> str:
+def of_loss(metric: Metric, what: str = "Test") -> str:
     """The heading of a column of losses: in nats where classes are learnt."""
     return units.headed(f"{what} loss", "nats" if metric == ACCURACY else "")
 
@@ -145,12 +150,12 @@ PEAK = "Peak memory (MB)"
 def results(groups: Sequence[Summary], where: str) -> Table:
     """The results for a page, a row for each strategy; `where` names their target and budget."""
     metric = metric_of(groups)
-    columns = {"score": score_heading(metric), "gain": from_base("scratch", metric)}
+    columns = {"score": of_test(metric), "gain": from_base("scratch", metric)}
     columns |= {f"metric {name}": f"Test {name.replace('_', ' ')}" for name in further(groups)}
     columns |= {"retention": heading} if (heading := retention_heading(groups)) else {}
-    columns |= {"loss": loss_heading(metric)} | ({"calibration": "Calibration error"} if metric == ACCURACY else {})
+    columns |= {"loss": of_loss(metric)} | ({"calibration": "Calibration error"} if metric == ACCURACY else {})
     columns |= {"trained": "Trained parameters", "steps": "Steps", "seconds": "Time (s)", "peak": PEAK}
-    return _summary_table(f"Results, {where}" if where else "Results", groups, columns)
+    return _of_groups(f"Results, {where}" if where else "Results", groups, columns)
 
 
 def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False) -> Table:
@@ -168,7 +173,7 @@ def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False
     columns += [*(name.replace("_", " ") for name in further(groups)), "trained"]
     names += [*(f"metric {name}" for name in further(groups)), "trained"]
     if not narrow:
-        columns += [loss_heading(metric, "").strip(), "steps", "seconds"]
+        columns += [of_loss(metric, "").strip(), "steps", "seconds"]
         names += ["loss", "steps", "seconds"]
     rows = []
     for group in groups:
@@ -186,13 +191,13 @@ def sources(groups: Sequence[Summary]) -> Table:
     ]
     metrics = list(dict.fromkeys(group.metric for group in named))
     shared = metrics[0] if len(metrics) == 1 else None
-    columns = {"score": "Test score" if shared is None else score_heading(shared)} if metrics else {}
-    columns |= {"loss": "Test loss" if shared is None else loss_heading(shared)}
+    columns = {"score": "Test score" if shared is None else of_test(shared)} if metrics else {}
+    columns |= {"loss": "Test loss" if shared is None else of_loss(shared)}
     columns |= {"calibration": "Calibration error"} if ACCURACY in metrics else {}
     columns |= {"total": "Parameters", "steps": "Steps", "seconds": "Time (s)", "peak": PEAK}
     if shared is None:  # several: each score has its name and unit below it
         named = [replace(group, name=f"{group.name}, by {units.spoken(group.metric)}") for group in named]
-    return _summary_table("Sources", named, columns, "Source")
+    return _of_groups("Sources", named, columns, "Source")
 
 
 def source_fits(name: str, folder: Path, fits: Mapping[int, Result]) -> Table:
@@ -205,10 +210,10 @@ def source_fits(name: str, folder: Path, fits: Mapping[int, Result]) -> Table:
         rows.append(list(map(Cell, (str(seed), score, loss, count(fit.steps), str(folder / fit.checkpoint)))))
     metric = of_results.metric(next(iter(fits.values()))) if fits else ACCURACY
     heading = " ".join(filter(None, (f"test {units.spoken(metric)}", metric.unit)))
-    return Table(name, ["seed", heading, loss_heading(metric, "").strip(), "steps", "checkpoint"], rows)
+    return Table(name, ["seed", heading, of_loss(metric, "").strip(), "steps", "checkpoint"], rows)
 
 
-def _summary_table(title: str, groups: Sequence[Summary], columns: Mapping[str, str], first: str = "Strategy") -> Table:
+def _of_groups(title: str, groups: Sequence[Summary], columns: Mapping[str, str], first: str = "Strategy") -> Table:
     """The groups, a row each: the name, with the note of `state` below it, and the cells of these {name: column}."""
     rows = []
     for group in groups:
@@ -294,11 +299,11 @@ def _score(fits: Sequence[Result]) -> Cell:
     if values is None:
         return Cell("diverged" if all(fit.diverged for fit in fits) else NOTHING)
     items = sum(map(sum, counted[0].confusion or ()))
-    is_accuracy = of_results.metric(counted[0]) == ACCURACY
-    if len(counted) == 1 and items and is_accuracy and ended(counted[0]):
+    of_accuracy = of_results.metric(counted[0]) == ACCURACY
+    if len(counted) == 1 and items and of_accuracy and ended(counted[0]):
         values = (values[0], *statistics.wilson(round(values[0] * items), items))
     metric = of_results.metric(counted[0])
-    return ranged(values, lambda value: units.shown(metric, value), len(counted) > 1 or (is_accuracy and items > 0))
+    return ranged(values, lambda value: units.shown(metric, value), len(counted) > 1 or (of_accuracy and items > 0))
 
 
 def further_metrics(fits: Sequence[Result]) -> list[Table]:
@@ -341,11 +346,11 @@ def kept(fits: Sequence[Result]) -> list[Table]:
     tables = []
     for metric in dict.fromkeys(units.from_record(fit.retention_metric) for fit in measured):
         cells: dict[tuple[str, str], dict[int, list[Result]]] = {}
-        metric_fits = [fit for fit in measured if units.from_record(fit.retention_metric) == metric]
-        for fit in metric_fits:
+        of_metric = [fit for fit in measured if units.from_record(fit.retention_metric) == metric]
+        for fit in of_metric:
             row = cells.setdefault((place(fit.source, fit.target), label(fit)), {})
             row.setdefault(fit.train_examples, []).append(fit)
-        budgets = {budget: count(budget) for budget in sorted({fit.train_examples for fit in metric_fits})}
+        budgets = {budget: count(budget) for budget in sorted({fit.train_examples for fit in of_metric})}
         title = units.headed("Retention", _name_and_unit(metric))
         tables.append(
             _across(
@@ -391,7 +396,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
     metrics = list(dict.fromkeys(comparison.metric for comparison in family))
     shared = metrics[0] if len(metrics) == 1 else None
     difference_heading = from_base(base_of(family), shared) if shared else f"Difference from {base_of(family)}"
-    margin = units.headed("Margin", units.difference_unit(shared)) if shared else "Margin"
+    margin = units.headed("Margin", units.of_differences(shared)) if shared else "Margin"
     power = ["Power (%)", "Power to call equivalent (%)", "Seeds to find the margin", "Seeds to call equivalent"]
     numbers = [difference_heading, "p, adjusted", *power, margin, "Labels", "Pairs of fits", "Test examples"]
     numbers = numbers if shared else ["Metric", *numbers]
@@ -401,7 +406,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
         cells = [
             Cell(comparison.strategy, _about(comparison)),
             Cell(word or NOTHING, SIZES.get(comparison.size, "") if word in ("positive", "negative") else ""),
-            *([] if shared else [Cell(units.headed(units.spoken(metric), units.difference_unit(metric)))]),
+            *([] if shared else [Cell(units.headed(units.spoken(metric), units.of_differences(metric)))]),
             difference(comparison),
             Cell(chance(comparison.p) if word else NOTHING),
             Cell(between(comparison.power)),
@@ -447,7 +452,7 @@ def _compared_columns(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     metrics = list(dict.fromkeys(comparison.metric for comparison in comparisons)) or [ACCURACY]
     what = "points"
     if metrics != [ACCURACY]:
-        what = units.headed(units.spoken(metrics[0]), units.difference_unit(metrics[0]))
+        what = units.headed(units.spoken(metrics[0]), units.of_differences(metrics[0]))
     if len(metrics) > 1:
         what = "difference"
     return ("strategy", "source", "target", "labels", "pairs", what, "interval")
@@ -543,7 +548,7 @@ def labels_of(budgets: Sequence[int]) -> str:
 
 def _milestone_columns(metric: Metric) -> dict[str, tuple[str, Callable[[float], str]]]:
     """{key: (column, how its numbers are written)}."""
-    points, unit = units.difference_unit(metric), metric.unit
+    points, unit = units.of_differences(metric), metric.unit
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "jump_start": (
             units.headed("Jump-start", points),

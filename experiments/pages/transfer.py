@@ -39,11 +39,11 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
         notes.insert(
             0, f"the source of seed {', '.join(seeds_diverged)} diverged: what was transferred is what it had before"
         )
-    source_metric = next(
+    of_source = next(
         (units.from_record(each.source_metric) for each in results if each.source_accuracy is not None), ACCURACY
     )
-    source_test = f"{units.spoken(source_metric)} {tables.spanned(source_accuracies, source_metric)}"
-    source_note = f"source's own test {source_test}" if source_accuracies else ""
+    own = f"{units.spoken(of_source)} {tables.spanned(source_accuracies, of_source)}"
+    source_note = f"source's own test {own}" if source_accuracies else ""
     with_sources = [*pretrained, *settled]
     curves = {each.name: curve for each in with_sources if (curve := metrics.curves(folder, each.name)) is not None}
     text = page(
@@ -260,7 +260,7 @@ def _in_words(group: Summary) -> str:
     text = " ".join(filter(None, (cell.text, metric.unit))) + (f" ({cell.below})" if cell.below else "")
     if group.gain:
         cell = ranged(group.gain, lambda value: signed(value, units.digits(metric)), group.gain_seeds > 1)
-        gain = " ".join(filter(None, (cell.text, units.difference_unit(metric))))
+        gain = " ".join(filter(None, (cell.text, units.of_differences(metric))))
         text += f", {gain} from scratch" + (f" ({cell.below})" if cell.below else "")
     return text + (f"; {tables.state(group)}" if tables.state(group) else "")
 

@@ -37,6 +37,7 @@ ORDER = (
     "audit",
     "transfer",
     "compare",
+    "card",
     "report",
     "merge",
     "export",
@@ -101,10 +102,10 @@ def kinds(form: type) -> dict[str, Kind]:
     hints = typing.get_type_hints(form)
     result: dict[str, Kind] = {}
     for group, fields in _by_group(form).items():
-        group_kinds = {f.name: _kind(hints[f.name], f) for f in fields}
-        result |= group_kinds
+        of_group = {f.name: _kind(hints[f.name], f) for f in fields}
+        result |= of_group
         if twin := vars(group).get("TWIN", ""):
-            result |= {twin + name: kind for name, kind in group_kinds.items()}
+            result |= {twin + name: kind for name, kind in of_group.items()}
     return result
 
 
@@ -122,11 +123,11 @@ def fields(form: Any) -> list[dataclasses.Field]:
 def _by_group(form: type) -> dict[type, list[dataclasses.Field]]:
     """{class that declares them: flags} of a form, in the order in which its bases are written, its own last."""
     classes = [c for c in form.__mro__[1:] if dataclasses.is_dataclass(c)] + [form]
-    fields_by_class: dict[type, list[dataclasses.Field]] = {c: [] for c in classes}
+    of_class: dict[type, list[dataclasses.Field]] = {c: [] for c in classes}
     for f in fields(form):
         declaring = next(c for c in form.__mro__ if f.name in vars(c).get("__annotations__", ()))
-        fields_by_class[declaring].append(f)
-    return {c: members for c, members in fields_by_class.items() if members}
+        of_class[declaring].append(f)
+    return {c: members for c, members in of_class.items() if members}
 
 
 def own_flags(form: type) -> set[str]:
@@ -199,7 +200,7 @@ def read(argv: Sequence[str], form: type[Form]) -> tuple[dict[str, Any], Form]:
     if (name := vars(form).get("ARGUMENT", "")) and len(argv) > 1 and not argv[1].startswith("-"):
         argv = [argv[0], f"--{name}={argv[1]}", *argv[2:]]
     alone = own_flags(form) == known.keys()
-    values = parse(argv, known, () if alone else program_flags()["transfer"].keys() - known.keys())
+    values = parse(argv, known, () if alone else of_programs()["transfer"].keys() - known.keys())
     names, own_names = {f.name for f in fields(form)}, own_flags(form)
     filled = form(**{name: value for name, value in values.items() if name in names})
     return {name: value for name, value in values.items() if name not in own_names}, filled
@@ -356,7 +357,7 @@ def unknown(name: str, known: Iterable[str], argv: Sequence[str] = ()) -> str:
     """
     close = _nearest(name, list(known))
     remedy = f"did you mean --{close}?" if close else "--helpfull lists what there is"
-    if owner := next((program for program, flags in program_flags().items() if name in flags), ""):
+    if owner := next((program for program, flags in of_programs().items() if name in flags), ""):
         remedy = f"it is one of experiments.{owner}"
     return f"unknown flag --{name}{_flagfile_of(name, argv)}: {remedy}"
 
@@ -386,7 +387,7 @@ def _flagfile_of(name: str, argv: Sequence[str]) -> str:
 
 
 @functools.cache
-def program_flags() -> dict[str, dict[str, Role]]:
+def of_programs() -> dict[str, dict[str, Role]]:
     """{program: {flag: its role}}, experiments.transfer first and then in the order of a project.
 
     A form is known by its name: that of experiments.transfer is TransferFlags. The files are read and not imported,
@@ -407,7 +408,7 @@ def program_flags() -> dict[str, dict[str, Role]]:
 @functools.cache
 def may_differ() -> frozenset[str]:
     """The flags that may have other values in runs of one run directory, whichever program they are of."""
-    roles = {name: role for flags in program_flags().values() for name, role in flags.items()}
+    roles = {name: role for flags in of_programs().values() for name, role in flags.items()}
     return frozenset(name for name, role in roles.items() if role in ("grows", "free"))
 
 
@@ -622,7 +623,7 @@ def help_text(about: str, form: type, refused: Collection[str] = (), full: bool 
             "from the working directory, where they are not there from the folder of the file, and then from where the",
             "run began that wrote it.",
         ]
-    if shared and full and program_flags()["transfer"].keys() - kinds(form).keys():
+    if shared and full and of_programs()["transfer"].keys() - kinds(form).keys():
         lines += ["Flagfiles can be shared: in one, flags of experiments.transfer that are not listed are passed over."]
     return "\n".join(lines)
 

@@ -39,6 +39,7 @@ from tljax.types import InputError, Task
 
 SPLIT = "tljax: halves of a test set, 1"
 """The text under which groups of test examples are hashed: no flag, as nobody is to choose the halves."""
+HALVES = ("explore", "confirm")
 
 
 @dataclass(frozen=True)
@@ -107,20 +108,27 @@ def halved(task: Task, half: str) -> Task:
     if half == "all":
         return task
     groups, items = task.test.groups, len(task.test)
-    numbers = np.arange(items) if groups is None else np.asarray(groups)
+    rows = rows_of_half(task, half)
+    many, what = (items, "test examples") if groups is None else (len(np.unique(groups)), "groups of test examples")
+    chosen = many // 2 if half == "confirm" else -(-many // 2)
+    note = f"{half}: {chosen:,} of {many:,} {what}"
+    note += "" if groups is None else f", {len(rows):,} of {items:,} examples"
+    about = {f.name: getattr(task, f.name) for f in dataclasses.fields(Task)}
+    about["test"] = select(task.test, rows)
+    about["fingerprint"] = hashlib.sha256(f"{task.fingerprint} {half} {SPLIT}".encode()).hexdigest()
+    about["note"] = "; ".join(filter(None, (note, task.note)))
+    return HalfTask(**about, whole=task)
+
+
+def rows_of_half(task: Task, half: str) -> np.ndarray:
+    """Which test examples of a task are in a half, explore or confirm: int [items], ascending. Raises as `halved`."""
+    groups = task.test.groups
+    numbers = np.arange(len(task.test)) if groups is None else np.asarray(groups)
     units_of, what = np.unique(numbers), "test examples" if groups is None else "groups of test examples"
     least = 2 if groups is None else statistics.MIN_GROUPS
     if len(units_of) < 2 * least:
         raise InputError(f"--{half}: {task.name} has {len(units_of)} {what}, and each half needs {least}")
-    rows = np.isin(numbers, _half(units_of, half))
-    chosen = len(units_of) // 2 if half == "confirm" else -(-len(units_of) // 2)
-    note = f"{half}: {chosen:,} of {len(units_of):,} {what}"
-    note += "" if groups is None else f", {int(rows.sum()):,} of {items:,} examples"
-    about = {f.name: getattr(task, f.name) for f in dataclasses.fields(Task)}
-    about["test"] = select(task.test, np.flatnonzero(rows))
-    about["fingerprint"] = hashlib.sha256(f"{task.fingerprint} {half} {SPLIT}".encode()).hexdigest()
-    about["note"] = "; ".join(filter(None, (note, task.note)))
-    return HalfTask(**about, whole=task)
+    return np.flatnonzero(np.isin(numbers, _half(units_of, half)))
 
 
 def _half(numbers: np.ndarray, half: str) -> np.ndarray:
@@ -433,7 +441,7 @@ def _count(number: int, singular: str, plural: str) -> str:
 def _add_look(book: Ledger, test_set: str, half: str, tried: _Planned, name: str) -> None:
     """Write a look, unless the same fits, under as many seeds that may follow, were looked at on this half before."""
     same, seeds = {"test_set": test_set, "half": half, "fits": tried.fits}, {*tried.seeds}
-    before = [entry for entry in book.entries_of("look", test_set) if same.items() <= entry.items()]
+    before = [entry for entry in book.of_kind("look", test_set) if same.items() <= entry.items()]
     if not any(seeds <= {*entry["seeds"]} for entry in before):
         book.add({"kind": "look", **same, "target": name, **tried.record()})
 
@@ -452,7 +460,7 @@ def _register(book: Ledger, test_set: str, registration: Registration, tried: _P
                     "set: restore the registration, or take other test examples"
                 )
             return int(entry["number"])
-    if any(entry["digest"] == registration.digest for entry in book.entries_of("registration")):
+    if any(entry["digest"] == registration.digest for entry in book.of_kind("registration")):
         raise InputError("this registration was tested before, of other fits or on another test set: register anew")
     for number, entry in enumerate(book.entries, 1):
         if entry["kind"] not in ("look", "registration") or entry["test_set"] != test_set:
@@ -466,7 +474,7 @@ def _register(book: Ledger, test_set: str, registration: Registration, tried: _P
                 f"'{min(seen)}' was judged on the half that confirms before ({where}): that is a look and no "
                 "confirmation; take other test examples"
             )
-    number = 1 + len(book.entries_of("registration"))
+    number = 1 + len(book.of_kind("registration"))
     about = {"test_set": test_set, "half": "confirm", "target": name, "digest": registration.digest, "claim": claim}
     book.add({"kind": "registration", **about, **tried.record(), "number": number, "says": dict(registration.claim)})
     return number
@@ -556,11 +564,11 @@ def decide(
         e = ledger.e_value(p_of_claim(_interval(comparison, table, groups), verdict, comparison.margin))
     refuted = comparison is not None and {comparison.word, comparison.size} & {*registration.refuted_by}
     with ledger.opened(entered.file, None, console.say) as book:
-        before = [each for each in book.entries_of("confirmation") if each["digest"] == registration.digest]
+        before = [each for each in book.of_kind("confirmation") if each["digest"] == registration.digest]
         if before:
             entry = before[0]
         else:
-            discoveries = sum(each["decision"] == "confirmed" for each in book.entries_of("confirmation"))
+            discoveries = sum(each["decision"] == "confirmed" for each in book.of_kind("confirmation"))
             needed = ledger.threshold(entered.number, discoveries, book.level)
             decision = "refuted" if refuted else "confirmed" if e >= needed else "not decided"
             entry = {"kind": "confirmation", "test_set": entered.test_sets[target], "digest": registration.digest}

@@ -16,9 +16,9 @@ from tljax.train.flops import step_flops
 from tljax.types import Mask, Objective
 
 
-def fit_costs(experiment: Experiment, results: Sequence[Result], folder: Path) -> dict[str, dict[str, Any]]:
+def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> dict[str, dict[str, Any]]:
     """{fit: its step_flops (a mean over its phases), and source_steps, source_flops, source_seconds}."""
-    source_costs = _source_costs(experiment, folder)
+    of_source = _of_source(experiment, folder)
     settings, model = experiment.settings, experiment.model
     shape = plan.example_shape(experiment.target)
     keeps_dropout = plan.stages_with_dropout(settings, model, shape)
@@ -42,11 +42,11 @@ def fit_costs(experiment: Experiment, results: Sequence[Result], folder: Path) -
                 step = (shape, settings.recipe.batch_size, start.applied, cached, keeps_dropout)
                 flops_of[key] = step_flops(model, start.params, mask, *step, goal, start.model_state)
             total += flops_of[key] * (last - first)
-        costs[result.name] = {"step_flops": total / result.steps, **source_costs.get(result.seed, {})}
+        costs[result.name] = {"step_flops": total / result.steps, **of_source.get(result.seed, {})}
     return costs
 
 
-def start_lines(experiment: Experiment, start: Start) -> list[str]:
+def of_start(experiment: Experiment, start: Start) -> list[str]:
     """What each phase of a fit costs that starts so, in words: `in_words`."""
     return in_words(*_prepared(experiment, start)) if start.phases else []  # none if the strategy looks at data
 
@@ -64,7 +64,7 @@ def _prepared(experiment: Experiment, start: Start) -> tuple[fit.DeviceData, fit
 _OFF = {"live": "go on", "gated": "see zeros", "kept": "stand still", "dropped": "begin anew"}
 
 
-def move_lines(experiment: Experiment, start: Start) -> list[str]:
+def of_moves(experiment: Experiment, start: Start) -> list[str]:
     """How the mask of each phase moves, a line for each phase; [] where none does."""
     if not any(rule.schedule for rule in start.rules):
         return []
@@ -105,7 +105,7 @@ def in_words(outlined: fit.DeviceData, prepared: fit.PreparedFit) -> list[str]:
     return [
         f"{_in_millions(cost.flops)} million FLOPs a step, peak memory {_in_millions(cost.peak_bytes)} MB (one fit on "
         "one device, with its data)"
-        for cost in _phase_costs(outlined, prepared)
+        for cost in _of_phases(outlined, prepared)
     ]
 
 
@@ -113,7 +113,7 @@ def _in_millions(number: float | None) -> str:
     return "-" if number is None else f"{number / 1e6:,.1f}"
 
 
-def _phase_costs(outlined: fit.DeviceData, prepared: fit.PreparedFit) -> Iterator[train.Cost]:
+def _of_phases(outlined: fit.DeviceData, prepared: fit.PreparedFit) -> Iterator[train.Cost]:
     spec, trial = prepared.spec, prepared.trial
     if trial.fisher is None and any("fisher" in penalty.needs for penalty in spec.penalties):
         trial = trial._replace(fisher=trial.params)  # of the same shapes; its values come with the trained source
@@ -125,7 +125,7 @@ def _phase_costs(outlined: fit.DeviceData, prepared: fit.PreparedFit) -> Iterato
         yield train.cost_of(spec, trial, outlined.train, history, outlined.execution.cache)
 
 
-def _source_costs(experiment: Experiment, folder: Path) -> dict[int, dict[str, Any]]:
+def _of_source(experiment: Experiment, folder: Path) -> dict[int, dict[str, Any]]:
     """{seed: what the training of its source took}, as far as that is known."""
     source = experiment.source
     if source is None or experiment.strategies[0].name == "scratch":

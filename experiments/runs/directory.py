@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -23,7 +23,6 @@ import jax
 
 from experiments.runs import command_line, console, fields, process
 from experiments.runs.settings import (
-    FLAGS,
     GROWING,
     Recipe,
     Settings,
@@ -198,12 +197,12 @@ def _flags(
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         written_from = command_line.written_from(file)[::-1]
-        every_recorded = _values(_flag_lines(text))
+        every_recorded = _values(line for line in text.splitlines() if line.startswith("--"))
         recorded = {name: values for name, values in every_recorded.items() if name not in leave}
         lists: Sequence[str] = GROWING
-        compared, neutral = current, settings.neutral_values()
+        compared, neutral = current, settings.of_older_runs()
         if older and not _values(more).keys() & recorded.keys():
-            compared, neutral = _values(older.flagfile_lines()), older.neutral_values()
+            compared, neutral = _values(older.flagfile_lines()), older.of_older_runs()
             lists = tuple(name for name in GROWING if getattr(older, name) == getattr(settings, name))
         unsaid = {name: [written(value)] for name, value in neutral.items() if name in compared}
         _refuse_another_experiment(workdir, unsaid | recorded, compared)
@@ -230,13 +229,13 @@ def working_directory() -> list[str]:
     return [] if "\n" in folder else [folder]
 
 
-def holds_another_experiment(workdir: Path, settings: Settings) -> bool:
+def of_another_experiment(workdir: Path, settings: Settings) -> bool:
     """Whether a run directory is there and holds another experiment than these settings'; raises InputError as `opened`
     does for a flagfile that is not as it was written."""
     if not (workdir / "flags.flags").is_file():
         return False
     recorded = recorded_flags(workdir)
-    unsaid = {name: [written(value)] for name, value in settings.neutral_values().items()}
+    unsaid = {name: [written(value)] for name, value in settings.of_older_runs().items()}
     try:
         _refuse_another_experiment(workdir, unsaid | recorded, _values(settings.flagfile_lines()))
     except InputError:
@@ -250,25 +249,8 @@ def recorded_flags(workdir: Path) -> dict[str, list[str]]:
     Raises InputError for one that is not as it was written.
     """
     file = workdir / "flags.flags"
-    return _values(_flag_lines(flags_text(file))) if file.is_file() else {}
-
-
-def recorded_lines(workdir: Path, names: Container[str]) -> list[str]:
-    """The lines of a run directory's flagfile that give flags of these names.
-
-    Raises InputError for a flagfile that is not there, or not as it was written.
-    """
-    lines = _flag_lines(flags_text(workdir / "flags.flags"))
-    return [line for line in lines if line[2:].partition("=")[0] in names]
-
-
-def recorded_settings(workdir: Path) -> Settings:
-    """The settings that a run directory's flagfile gives; raises InputError as `recorded_lines` does."""
-    return Settings.from_flags(**parse_flags(["", *recorded_lines(workdir, FLAGS)]))
-
-
-def _flag_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("--")]
+    text = flags_text(file) if file.is_file() else ""
+    return _values(line for line in text.splitlines() if line.startswith("--"))
 
 
 def _values(lines: Iterable[str]) -> dict[str, list[str]]:
@@ -393,15 +375,15 @@ def _sum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()).hexdigest()
 
 
-def new_file(value: str | None, suffix: str) -> Path:
-    """The file that --output names for what is written; raises InputError unless it can be written, and is new."""
+def new_file(flag: str, value: str | None, suffix: str) -> Path:
+    """The file that a flag names for what is to be written; raises InputError unless it can be written, and is new."""
     file = Path(value or "")
     if file.suffix != suffix or "\0" in str(file):
-        raise InputError(f"--output={value or ''}: name a new {suffix} file")
+        raise InputError(f"--{flag}={value or ''}: name a new {suffix} file")
     if os.path.lexists(file):
-        raise InputError(f"--output={value} exists already: nothing is written over; choose another name")
+        raise InputError(f"--{flag}={value} exists already: nothing is written over; choose another name")
     if not file.parent.is_dir():
-        raise InputError(f"--output={value}: there is no folder '{file.parent}': make it")
+        raise InputError(f"--{flag}={value}: there is no folder '{file.parent}': make it")
     files.sweep(file.parent, file.name, seconds=3600)
     return file
 
@@ -556,8 +538,8 @@ def _cell(fit: Result) -> str:
 def _files(fit: Result) -> list[str]:
     """The files of a fit beside its checkpoint, without which it is not done; an older tljax did not want its masks."""
     phases = len(fit.phase_steps) if fit.masks_sha256 is not None else 0
-    end_predictions = (end["predictions"] for end in (fit.ends or {}).values())
-    return [fit.predictions, *end_predictions, *(f"masks/{fit.name}-phase{number}.json" for number in range(phases))]
+    of_ends = (end["predictions"] for end in (fit.ends or {}).values())
+    return [fit.predictions, *of_ends, *(f"masks/{fit.name}-phase{number}.json" for number in range(phases))]
 
 
 def masks_digest(workdir: Path, name: str, phases: int) -> str:
@@ -725,8 +707,8 @@ def recorded_environment(workdir: Path) -> dict[str, Any] | None:
     known = _provenance(workdir)
     if known is None:
         return None
-    per_fit = ("format", "fits", "earlier", "seconds", "peak_bytes")
-    last = {name: value for name, value in known.items() if name not in per_fit}
+    of_fits = ("format", "fits", "earlier", "seconds", "peak_bytes")
+    last = {name: value for name, value in known.items() if name not in of_fits}
     earlier = [{name: value for name, value in part.items() if name != "fits"} for part in known["earlier"]]
     return {**last, **({"earlier": earlier} if earlier else {})}
 

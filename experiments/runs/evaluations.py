@@ -52,9 +52,9 @@ def read(
         targets = {each.target.name: each.target for each in experiments}
         tasks = {key: plan.load_task(settings, name, plan.example_shape(target)) for key, target in targets.items()}
         for key, task in tasks.items():
-            shape, target_shape = (plan.example_shape(data) for data in (task, targets[key]))
-            if shape != target_shape:
-                words = f"{sources.shown_shape(shape)}, '{key}' {sources.shown_shape(target_shape)}"
+            shape, of_target = (plan.example_shape(data) for data in (task, targets[key]))
+            if shape != of_target:
+                words = f"{sources.shown_shape(shape)}, '{key}' {sources.shown_shape(of_target)}"
                 raise InputError(f"--eval={name} has shape {words}: give one of that shape")
             if task.kind != targets[key].kind:
                 raise InputError(f"--eval={name} has {task.kind}, '{key}' {targets[key].kind}: give one of that kind")
@@ -95,9 +95,9 @@ def metrics_of(
     """{test set: primary metric} of what verdicts are on: the targets, or the sources by the data of `evaluations`."""
     if on == "target":
         return {each.target.name: _primary(each, "", each.target) for each in experiments}
-    source_tasks = {key: task for name, tasks, _ in evaluations if name == "source" for key, task in tasks.items()}
+    of_source = {key: task for name, tasks, _ in evaluations if name == "source" for key, task in tasks.items()}
     by_source = {each.source.name: each for each in experiments if each.source}
-    return {key: _primary(by_source[key], "source", task) for key, task in source_tasks.items() if key in by_source}
+    return {key: _primary(by_source[key], "source", task) for key, task in of_source.items() if key in by_source}
 
 
 def fingerprints(evaluations: Sequence[Evaluation]) -> dict[str, str]:
@@ -120,23 +120,23 @@ def measured(
     """
     fields: dict[str, dict[str, Any]] = {}
     for name, task in _test_sets(experiment, evaluations, start):
-        file = folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
+        file = _file(folder, name, task)
         about = {"test_set": name, "of": task.name, "fingerprint": task.fingerprint}
         known = _known(file, about)
-        at_start, on_source = name == "start", name == "source"
+        of_start, of_source = name == "start", name == "source"
         keep = any(each.keep and each.name == name for each in evaluations)
         trees = {result.name: tree_of(result) for result in results}
         places = {fit_name: file.parent / file.stem / f"{tree}.npz" for fit_name, tree in trees.items()}
         missing = [
             result
             for result in results
-            if (trees[result.name] not in known.means and (at_start or not result.diverged))
+            if (trees[result.name] not in known.means and (of_start or not result.diverged))
             or (keep and not _is_kept(places[result.name], known.scores.get(trees[result.name])))
         ]
         targets, primary = np.asarray(task.test.targets), _primary(experiment, name, task)
         share = metrics.value_of_constant(primary, task.kind, targets, task.outputs)
         if missing:
-            ended = [result for result in missing if at_start or not result.diverged]
+            ended = [result for result in missing if of_start or not result.diverged]
             directory.make_folder(file.parent)
             for result, outputs in _judge(experiment, ended, name, task, folder):
                 known.means[trees[result.name]] = metrics.value(primary, outputs, targets)
@@ -150,19 +150,35 @@ def measured(
             scores_of = {"scores": known.scores} if known.scores else {}
             directory.write_record(file, {**about, "accuracy": known.means, **scores_of})
         for result in results:
-            value = share if result.diverged and not at_start else known.means.get(trees[result.name])
-            fit_fields = fields.setdefault(result.name, {"evals": {}})
-            if on_source:
-                fit_fields |= {"retention": value}
-                fit_fields |= {} if (metric := units.to_record(primary)) is None else {"retention_metric": metric}
+            value = share if result.diverged and not of_start else known.means.get(trees[result.name])
+            of_fit = fields.setdefault(result.name, {"evals": {}})
+            if of_source:
+                of_fit |= {"retention": value}
+                of_fit |= {} if (metric := units.to_record(primary)) is None else {"retention_metric": metric}
                 if keep:
                     place = places[result.name].relative_to(folder).as_posix()
-                    fit_fields |= {"retention_scores": place, "retention_sha256": known.scores[trees[result.name]]}
-            elif at_start:
-                fit_fields["start_accuracy"] = value
+                    of_fit |= {"retention_scores": place, "retention_sha256": known.scores[trees[result.name]]}
+            elif of_start:
+                of_fit["start_accuracy"] = value
             else:
-                fit_fields["evals"][name] = value
+                of_fit["evals"][name] = value
     return fields
+
+
+def _file(folder: Path, name: str, task: Task) -> Path:
+    """The file with the means of fits on a test set; the folder of its name beside it has scores of examples."""
+    return folder / "evals" / f"{plan.file_name(f'{name}-{task.name}')}-{task.fingerprint[:8]}.json"
+
+
+def kept(folder: Path, name: str, task: Task, result: Result) -> np.ndarray:
+    """The scores of a fit on each example of a test set that `measured` kept: [items], bool where it is accuracy.
+
+    `name` is that of the `Evaluation`. Raises InputError where they are not as they were written.
+    """
+    file, tree = _file(folder, name, task), tree_of(result)
+    place = file.parent / file.stem / f"{tree}.npz"
+    known = _known(file, {"test_set": name, "of": task.name, "fingerprint": task.fingerprint})
+    return predictions.read_kept(place, known.scores.get(tree)).scores
 
 
 def _scores(primary: Metric, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -229,15 +245,15 @@ def _judge(
 ) -> Iterator[tuple[Result, np.ndarray]]:
     """(fit, its outputs [items, ...]) on one test set."""
     trained = fit.obtain_source(experiment.settings, experiment.source, folder, experiment.execution)
-    on_source = name == "source"
-    model = experiment.settings.build_model(task.outputs, experiment.settings.recipe) if on_source else experiment.model
+    of_source = name == "source"
+    model = experiment.settings.build_model(task.outputs, experiment.settings.recipe) if of_source else experiment.model
     inputs = evaluate.held(task.test, experiment.execution, what=f"the test examples of {task.name}")
     batch = experiment.execution.evaluation_batch
     loaded: dict[str, Any] = {}
     for strategy, start in plan.first_starts(experiment):
         merge = start.merge or (lambda params: params)
-        strategy_results = [r for r in results if r.strategy == strategy.name and r.options == strategy.options]
-        for result in strategy_results:
+        of_strategy = [r for r in results if r.strategy == strategy.name and r.options == strategy.options]
+        for result in of_strategy:
             if name == "start":
                 initial = plan.initialization_of(experiment, result.seed, trained[result.seed])
                 start = plan.start_of(strategy, initial)
@@ -248,7 +264,7 @@ def _judge(
                 variables = checkpoint.unflatten(loaded[file][tree_of(result)], start.variables)
                 params, model_state = batch_stats.split(variables)
                 params = batch_stats.join(merge(params), model_state)
-            if on_source:
+            if of_source:
                 params = _head_back(model, params, trained[result.seed], plan.example_shape(task))
             stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], params)
             logits = evaluate.logits(train.forward(model), stacked, inputs, len(task.test), batch=batch)

@@ -62,13 +62,13 @@ def within(experiment: Experiment, folder: Path, fingerprints: Mapping[str, str]
     """
     planned = plan.planned(experiment)
     finished = directory.finished(folder)
-    many, wanted = plan.many_of(experiment), experiment.settings.many
+    many, asked = plan.many_of(experiment), experiment.settings.many
     company = None if many != "vmap" else "strategy" if plan.budgets_together(experiment) else "budget"
     missing = _missing(planned, finished.keys(), company)
     lost = _source_keys(experiment) & {result.key for result in directory.results(folder)} - finished.keys()
     if process.first() and (missing or lost or not directory.recorded_environment(folder)):
-        directory.record_environment(folder, fingerprints, many if wanted == "auto" else "auto")
-    if many != wanted:
+        directory.record_environment(folder, fingerprints, many if asked == "auto" else "auto")
+    if many != asked:
         ways = {"vmap": "side by side, which is in their keys", "map": "one after another"}
         console.say(f"on {vectorize.platform_of(())} --many=auto trains fits {ways[many]}")
     if missing or lost:
@@ -116,8 +116,8 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
         streams = plan.streams(settings, planned.seed)
         look = look_at(on_device, model, streams, planned.budget)
         start = plan.start_of(planned.strategy, initial[planned.seed], look)
-        source_fit = trained.get(planned.seed)
-        score, metric = (source_fit.score, source_fit.metric) if source_fit else (None, None)
+        of_source = trained.get(planned.seed)
+        score, metric = (of_source.score, of_source.metric) if of_source else (None, None)
         result = replace(planned.result, source_accuracy=score, source_metric=metric)
         fit = build(on_device, model, start, streams, planned.budget, result, keeps_dropout)
         fit = fit._replace(keeps_best=settings.verdict_of == "best", keeps_selected=settings.verdict_of == SELECTED_END)
@@ -138,8 +138,8 @@ def _train_missing(experiment: Experiment, missing: Mapping[str, PlannedFit], fo
             with console.progress(names, sum(len(fit.trial.rates) for fit in group)) as advance:
                 before_phase = functools.partial(before, number) if with_programs else lambda fits, phase: None
                 execution = replace(on_device.execution, before_phase=before_phase)
-                group_data = on_device._replace(execution=execution)
-                train_groups(group_data, group, folder, about(settings, target), advance, settings.checkpoint_every)
+                of_group = on_device._replace(execution=execution)
+                train_groups(of_group, group, folder, about(settings, target), advance, settings.checkpoint_every)
 
 
 def _trials_and_stops(on_device: "DeviceData", group: Sequence["PreparedFit"]) -> tuple[list[train.Fit], list[int]]:
@@ -456,12 +456,12 @@ def drive(
         has_trained = log.loss.shape[1] > 0
         at_point = evaluated and state.step in points and (has_trained or state.step == points[-1])
         logits = _logits_begun(on_device, group, state) if at_point else None
-        average_logits = None
+        of_average = None
         if at_point and state.average is not None and not len(group[0].validation):
             params, model_state = train.with_average(state.params, state.model_state, state.average)
-            average_logits = _logits_begun(on_device, group, state._replace(params=params, model_state=model_state))
+            of_average = _logits_begun(on_device, group, state._replace(params=params, model_state=model_state))
         trained = _steps_trained(state) if at_point and len(trials[0].phases) == 1 else {}
-        yield Point(state, log, logits, average_logits, dict(validated) if has_trained else {}, trained)
+        yield Point(state, log, logits, of_average, dict(validated) if has_trained else {}, trained)
         validated.clear()
 
 
@@ -688,7 +688,7 @@ def _moves(group: Sequence[PreparedFit], state: train.State) -> list[bool] | Non
         return None
     here = jax.tree.leaves(state.params, is_leaf=lambda leaf: leaf is None)
     each = zip(here, *(jax.tree.leaves(history[0]) for history in state.masks), strict=True)
-    return [any(map(masks.trains, fit_masks)) for leaf, *fit_masks in each if leaf is not None]
+    return [any(map(masks.trains, of_fits)) for leaf, *of_fits in each if leaf is not None]
 
 
 def _steps_gone(progress: Progress, state: train.State) -> int:
@@ -723,7 +723,7 @@ def advanced(
             if state.over and records[i].curve[-1]["step"] < state.step:
                 records[i] = _stopped(on_device, group, records[i], group[i], held, row, logits)
         return Progress(resume.joined(progress.parts, held), tuple(records))
-    average_logits = None if point.of_average is None else point.of_average()
+    of_average = None if point.of_average is None else point.of_average()
     for row, i in enumerate(state.fits):
         since = jax.tree.map(lambda curve, row=row: curve[row], log)
         if records[i].since is not None:
@@ -744,12 +744,10 @@ def advanced(
                 if i in point.validated
                 else _validate(on_device, group[i].spec, variables, group[i].validation)
             )
-            average = _score_of_average(on_device, group[i], held, row, average_logits)
+            average = _score_of_average(on_device, group[i], held, row, of_average)
             more = (variables, validated, average)
             record = _at_point(on_device, group[i], record, state.step, since, logits[row], *more)
-            record.curve[-1].update(
-                {f"trained/{path}": float(fit_values[row]) for path, fit_values in point.trained.items()}
-            )
+            record.curve[-1].update({f"trained/{path}": float(of_fits[row]) for path, of_fits in point.trained.items()})
         records[i] = record
         yield
     return Progress(resume.joined(progress.parts, held), tuple(records))
@@ -797,8 +795,8 @@ def _stopped(
 def _averaged(state: train.State, row: int) -> Params:
     """The variables of a fit in a row of a state, with its average in place of what ever trained."""
     average = jax.tree.map(lambda leaf: np.asarray(leaf)[row], state.average)
-    row_state = (*batch_stats.split(_variables(state, row)), average)
-    return batch_stats.join(*jax.tree.map(np.asarray, train.with_average(*row_state)))
+    of_row = (*batch_stats.split(_variables(state, row)), average)
+    return batch_stats.join(*jax.tree.map(np.asarray, train.with_average(*of_row)))
 
 
 def _score_of_average(
@@ -809,8 +807,8 @@ def _score_of_average(
         return None
     if len(fit.validation):
         return _score(_validate(on_device, fit.spec, _averaged(state, row), fit.validation))
-    row_logits = _logits_of(on_device, fit, _averaged(state, row)) if logits is None else logits[row]
-    return _test_score(on_device, row_logits)
+    of_row = _logits_of(on_device, fit, _averaged(state, row)) if logits is None else logits[row]
+    return _test_score(on_device, of_row)
 
 
 def _logits_of(on_device: DeviceData, fit: PreparedFit, variables: Params) -> np.ndarray:
@@ -1001,7 +999,7 @@ def _leave(
             trees |= {name: batch_stats.join(params, model_state)}
             trees |= {f"{name}.best": best[2]} if best else {}
             trees |= {f"{name}.fisher": fishers[row]} if fishers else {}
-            trees |= {f"{name}.{end}": fit_end.variables for end, fit_end in outcomes[row].ends.items()}
+            trees |= {f"{name}.{end}": of_end.variables for end, of_end in outcomes[row].ends.items()}
             trees |= {f"{name}.merged": batch_stats.join(_merged(merge, params), model_state)} if merge else {}
             results[row] = replace(results[row], checkpoint=f"checkpoints/{place.name}")
         in_checkpoint = {
@@ -1020,15 +1018,15 @@ def _leave(
         for number, mask in enumerate(outcome.masks):
             masks.save(mask, directory.make_folder(folder / "masks") / f"{name}-phase{number}")
         ends = {
-            end: {"step": fit_end.step, **fields_of(goal, fit_end.test, fit_end.validation)}
+            end: {"step": of_end.step, **fields_of(goal, of_end.test, of_end.validation)}
             | dict(
                 zip(
                     ("predictions", "predictions_sha256"),
-                    metrics.write_predictions(folder, f"{name}.{end}", goal, fit_end.logits, *test),
+                    metrics.write_predictions(folder, f"{name}.{end}", goal, of_end.logits, *test),
                     strict=True,
                 )
             )
-            for end, fit_end in outcome.ends.items()
+            for end, of_end in outcome.ends.items()
         }
         masks_sha256 = directory.masks_digest(folder, name, len(outcome.masks))
         results[row] = replace(
@@ -1056,13 +1054,13 @@ def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Resu
     record, test, validation = outcome.record, outcome.test, outcome.validation
     goal, targets = on_device.objective, np.asarray(on_device.task.test.targets)
     metric, best = to_record(goal.metrics[0]), record.best
-    primary_fields: dict[str, Any] = {
+    of_primary: dict[str, Any] = {
         f"best_validation_{'accuracy' if metric is None else 'score'}": best[1] if best else None
     }
     diverged = record.diverged is not None
     if diverged and metric is not None:
         constant = measures.constant(goal.kind, targets, goal.num_outputs)
-        primary_fields["majority_share"] = measures.value(goal.metrics[0], constant, targets)
+        of_primary["majority_share"] = measures.value(goal.metrics[0], constant, targets)
     last = {name: value if np.isfinite(value) else None for name, value in record.curve[-1].items()}
     terms = {name: value for name, value in last.items() if name.startswith("train_penalty_")}
     return replace(
@@ -1073,7 +1071,7 @@ def _measured(on_device: DeviceData, fit: PreparedFit, outcome: Outcome) -> Resu
         train_penalty=last["train_penalty"],
         penalties={name.removeprefix("train_penalty_"): value for name, value in terms.items()},
         best_step=best[0] if best else None,
-        **primary_fields,
+        **of_primary,
         train_total=None if diverged else record.curve[-1]["train_loss"] + record.curve[-1]["train_penalty"],
         diverged=diverged,
         diverged_step=record.diverged,

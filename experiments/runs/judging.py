@@ -98,7 +98,7 @@ def with_margin(judging: AnyJudging, metrics: Collection[Metric]) -> AnyJudging:
     >>> with_margin(Judging(), [units.ACCURACY]).margin, with_margin(Judging(), [Metric("x", "nats")]).margin
     (0.5, 0.01)
     """
-    of_units = {units.difference_unit(metric): units.default_margin(metric) for metric in metrics}
+    of_units = {units.of_differences(metric): units.default_margin(metric) for metric in metrics}
     if judging.margin is None:
         return replace(judging, margin=next(iter(of_units.values()))) if len(of_units) == 1 else judging
     if len(of_units) > 1:

@@ -114,14 +114,14 @@ def _call_of(strategy: NamedStrategy, part: str, function: Any, *arguments: Any,
         raise error if grafted_alone else _with_name(strategy, error) from error
     except BaseException as error:  # of whatever class: somebody may have made one
         raise InputError(
-            f"{what} fails: {plugins.describe(error, _part_function(strategy, part, function, error))}"
+            f"{what} fails: {plugins.describe(error, _of_part(strategy, part, function, error))}"
         ) from error
     if result is None:
         raise InputError(f"{what} returned None: return {_RETURNS.get(part, 'a mask')}")
     return result
 
 
-def _part_function(strategy: NamedStrategy, part: str, function: Any, error: BaseException) -> Any:
+def _of_part(strategy: NamedStrategy, part: str, function: Any, error: BaseException) -> Any:
     """The function of a strategy's file that a call of `part` was of, where `function` may be tljax's around it."""
     method = strategy.method
     if part == "reinit or adapt":  # the one that the error names, where it was not entered
@@ -393,10 +393,10 @@ def initialization_of(experiment: Experiment, seed: int, trained: Trained | None
     params = models.init(settings.build_model(source.outputs), key, shape) if source else None
     if trained:
         params = checkpoint.unflatten(trained.flat, params)
-    drawn, head_key = models.init(model, key, shape), jax.random.fold_in(key, len(model))
+    drawn, own_key = models.init(model, key, shape), jax.random.fold_in(key, len(model))
     head, fisher = head_of(settings, source, target), trained.fisher if trained else None
     contracted = functools.partial(models.contracted, model, shape)
-    return Initialization(models.names(model), params, drawn, head_key, head, fisher, settings.batch_stats, contracted)
+    return Initialization(models.names(model), params, drawn, own_key, head, fisher, settings.batch_stats, contracted)
 
 
 def state_lines(start: Start, model: Model) -> list[str]:
@@ -409,7 +409,7 @@ def state_lines(start: Start, model: Model) -> list[str]:
         stages: dict[str, list[str]] = {}
         for stage in filter(modes.__contains__, models.names(model)):
             stages.setdefault(modes[stage], []).append(stage)
-        parts = [f"{mode} in {', '.join(mode_stages)}" for mode, mode_stages in stages.items()]
+        parts = [f"{mode} in {', '.join(of_mode)}" for mode, of_mode in stages.items()]
         lines.append(f"running averages: {'; '.join(parts)}" if parts else "")
     return lines if any(lines) else []
 
@@ -441,7 +441,7 @@ def first_starts(experiment: Experiment) -> Iterator[tuple[NamedStrategy, Start]
         yield strategy, start_of(strategy, first)
 
 
-def require_end(name: str, finish_names: Mapping[str, Sequence[str]]) -> None:
+def require_end(name: str, of_finish: Mapping[str, Sequence[str]]) -> None:
     """Raise InputError where verdicts cannot be of an end; `of_finish` has {strategy: names that its `finish` gives}.
 
     A strategy without `finish` has the ends of every fit alone: where verdicts are of what others' `finish` gives, it
@@ -449,10 +449,10 @@ def require_end(name: str, finish_names: Mapping[str, Sequence[str]]) -> None:
     """
     if name in END_NAMES:
         return
-    if not finish_names:
+    if not of_finish:
         remedy = f"none of the strategies has a `finish`: give one of {', '.join(END_NAMES)}"
         raise InputError(f"--verdict_of={name}: {remedy}")
-    for label, names in finish_names.items():
+    for label, names in of_finish.items():
         if name not in names:
             raise InputError(f"--verdict_of={name}: strategy '{label}' has no such end{plugins.nearest(name, names)}")
 
@@ -519,7 +519,7 @@ def check_recipe(recipe: Recipe, budget: str, task: Task, start: Start, prefix: 
     if getattr(values, "shape", None) != (2,):
         raise InputError(f"--{prefix}loss={recipe.loss} does not give a number an example: see --helpfull")
     _flagged(prefix, "optimizer", lambda: _try_optimizer(spec, numbers), optimizers.function_of(spec.name))
-    for schedule in (phase_rule.schedule for phase_rule in start.rules if phase_rule.schedule is not None):
+    for schedule in (of_phase.schedule for of_phase in start.rules if of_phase.schedule is not None):
         step = spec, numbers, schedule, start.params
         _flagged(prefix, "optimizer", functools.partial(_try_moments, *step))
         _flagged("", "strategies", functools.partial(_try_schedule, *step), schedule.choose)
@@ -920,8 +920,8 @@ def budgets_together(experiment: Experiment) -> bool:
     if settings.many == "vmap" or len(settings.train_examples) == 1:
         return False
     shapes = jax.tree.leaves(models.abstract(experiment.model, example_shape(target)))
-    fit_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes) + 4 * len(target.test.targets) * target.outputs
-    return fit_bytes * len(settings.seeds) * len(settings.train_examples) <= TOGETHER_BYTES
+    of_fit = sum(leaf.size * leaf.dtype.itemsize for leaf in shapes) + 4 * len(target.test.targets) * target.outputs
+    return of_fit * len(settings.seeds) * len(settings.train_examples) <= TOGETHER_BYTES
 
 
 def many_of(experiment: Experiment) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.runs import budgets, console, directory, fields, metrics
+from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import npz
 from tljax.study import results, units
 from tljax.study.results import Result
@@ -28,7 +29,7 @@ from tljax.study.verdicts import (
     Conditions,
     Right,
     alone,
-    diverged_scores,
+    of_diverged,
     sorted_cells,
 )
 from tljax.types import END_NAMES, InputError, Metric, Task
@@ -256,9 +257,12 @@ def _study(file: Path) -> dict[str, Any] | None:
 
 def _whole(folder: Path) -> bool:
     """Whether a run directory without a report, as the winners of a search are left in, has all fits of its flags."""
-    if not (folder / "flags.flags").is_file() or not (folder / "results.jsonl").is_file():
+    file = folder / "flags.flags"
+    if not file.is_file() or not (folder / "results.jsonl").is_file():
         return False
-    settings = directory.recorded_settings(folder)
+    lines = directory.flags_text(file).splitlines()
+    named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in FLAGS]
+    settings = Settings.from_flags(**parse_flags(["report", *named]))
     trained = Counter(row.seed for row in directory.finished(folder).values() if row.strategy != "pretrain")
     wanted = Counter(seed for budget in settings.train_examples for seed in budgets.seeds(budget, settings.seeds))
     return all(trained[seed] >= count * len(settings.strategies) for seed, count in wanted.items())
@@ -407,7 +411,7 @@ def _scores(part: Predictions, row: Result) -> np.ndarray | None:
     if labels is None:
         return None
     if row.diverged:
-        return None if share is None else diverged_scores(sign * share, len(labels))
+        return None if share is None else of_diverged(sign * share, len(labels))
     if row.name in part.scores:
         return sign * part.scores[row.name]
     return part.predicted[row.name] == labels if row.name in part.predicted else None
@@ -419,7 +423,7 @@ def _kept_scores(part: Predictions, row: Result) -> np.ndarray | None:
         return None
     scores, sign = part.kept[row.name], units.sign(units.from_record(row.retention_metric))
     if row.diverged:
-        return None if row.retention is None else diverged_scores(sign * row.retention, len(scores))
+        return None if row.retention is None else of_diverged(sign * row.retention, len(scores))
     return scores if scores.dtype == bool else sign * scores
 
 

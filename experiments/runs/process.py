@@ -509,10 +509,10 @@ def _devices(settings: Settings, size: int) -> tuple[Any, ...]:
         raise InputError(f"{flag}: there are {len(local)} of the kind {local[0].device_kind}")
     if count == 1:
         return tuple(local[:wanted])
-    devices_by_process: dict[int, list[Any]] = {}
+    of_process: dict[int, list[Any]] = {}
     for device in jax.devices():
-        devices_by_process.setdefault(device.process_index, []).append(device)
-    return tuple(device for index in sorted(devices_by_process) for device in devices_by_process[index][:wanted])
+        of_process.setdefault(device.process_index, []).append(device)
+    return tuple(device for index in sorted(of_process) for device in of_process[index][:wanted])
 
 
 def _one_device_a_core(wanted: int | None) -> None:

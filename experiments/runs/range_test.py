@@ -37,8 +37,7 @@ def run(
     trial_settings = Settings.from_flags(**{**trial_flags, **first})
     experiment = plan.prepare(trial_settings, execution, only=True, stand_ins=stand_ins)
     settings = Settings.from_flags(**flag_values)
-    rates_lines = [f"--lr_low={search.lr_low!r}", f"--lr_high={search.lr_high!r}"]
-    own_lines = [*search_flags.to_flags(search), "--lr_range_test=true", *rates_lines]
+    own_lines = [*search_flags.to_flags(search), *_range_flags(search)]
     with directory.opened(settings, "search", _kept_flags(settings, own_lines), older=trial_settings) as folder:
         rates, losses = swept(experiment, search, folder)
         result = range_test.suggested(rates, losses)
@@ -58,11 +57,16 @@ def run(
     return result
 
 
+def _range_flags(search: Search) -> list[str]:
+    return ["--lr_range_test=true", f"--lr_low={search.lr_low!r}", f"--lr_high={search.lr_high!r}"]
+
+
 def _kept_flags(settings: Settings, own_lines: Sequence[str]) -> Sequence[str]:
     """The search's own lines of the run directory's flagfile: those of a search that it holds stay as they are."""
-    folder = Path(settings.workdir or "")
-    recorded = (folder / "flags.flags").is_file()
-    lines_of_search = directory.recorded_lines(folder, command_line.kinds(Search)) if recorded else []
+    file = Path(settings.workdir or "") / "flags.flags"
+    lines = directory.flags_text(file).splitlines() if file.is_file() else []
+    names = command_line.kinds(Search)
+    lines_of_search = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
     searched = lines_of_search and not any(line.startswith("--lr_range_test") for line in lines_of_search)
     return lines_of_search if searched else own_lines
 

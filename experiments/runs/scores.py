@@ -55,7 +55,7 @@ class Score(NamedTuple):
     """Why the value is not defined, or what its computation warned of."""
 
 
-def _source_probabilities(examples: ScoredExamples) -> np.ndarray:
+def _of_source(examples: ScoredExamples) -> np.ndarray:
     """The probabilities of the source's classes; raises InputError where it has none."""
     if not examples.probabilities.shape[1]:
         raise InputError("it is of the classes of the source, whose targets are no classes")
@@ -65,9 +65,9 @@ def _source_probabilities(examples: ScoredExamples) -> np.ndarray:
 SCORES: Mapping[str, Callable[[ScoredExamples], float]] = {
     "knn": lambda x: transferability.knn(x.features, x.labels, groups=x.groups),
     "logme": lambda x: transferability.logme(x.features, x.labels),
-    "leep": lambda x: transferability.leep(_source_probabilities(x), x.labels),
+    "leep": lambda x: transferability.leep(_of_source(x), x.labels),
     "n_leep_left_out": lambda x: transferability.n_leep_left_out(x.features, x.labels, groups=x.groups),
-    "nce": lambda x: transferability.nce(_source_probabilities(x).argmax(axis=1), x.labels),
+    "nce": lambda x: transferability.nce(_of_source(x).argmax(axis=1), x.labels),
     "h_score_adjusted": lambda x: transferability.h_score_adjusted(x.features, x.labels),
     "h_score_shrunk": lambda x: transferability.h_score_shrunk(x.features, x.labels),
     "transrate_adjusted": lambda x: transferability.transrate_adjusted(x.features, x.labels),
@@ -138,8 +138,8 @@ def scored(
     for budget in settings.train_examples:
         wanted[budget] = {name: [] for name in names}
         for seed, rows in drawn(settings, budget, task, most).items():
-            is_classes = source.source.kind == "classes"
-            probabilities = softmax(logits[rows].astype(float), axis=1) if is_classes else np.zeros((len(rows), 0))
+            of_classes = source.source.kind == "classes"
+            probabilities = softmax(logits[rows].astype(float), axis=1) if of_classes else np.zeros((len(rows), 0))
             examples = ScoredExamples(hidden[rows], probabilities, labels[rows], _copies(task.train.inputs(rows)))
             for name in names:
                 key = f"{name} {budget} {seed} {len(rows)} {_digest(rows)}"

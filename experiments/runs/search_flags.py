@@ -122,8 +122,8 @@ def check(flag_values: Mapping[str, Any], settings: Settings, search: Search) ->
             raise InputError(f"--{name} is pinned: the search and the final fits would share it; leave it out")
     for dimension in search.ranges:
         name = dimension.name
-        is_recipe_flag = name.removeprefix("source_") in {*vars(settings.recipe)} - {"validation", "penalty", *MEASURED}
-        if "." not in name and not is_recipe_flag and name not in _SEARCHED:
+        of_recipe = name.removeprefix("source_") in {*vars(settings.recipe)} - {"validation", "penalty", *MEASURED}
+        if "." not in name and not of_recipe and name not in _SEARCHED:
             raise InputError(f"--space={dimension}: '{name}' is no flag that can be searched; see --helpfull")
         if settings.source_checkpoint and (name in ("hidden", "activation") or name.startswith("source_")):
             raise InputError(f"--space={dimension}: '{name}' is the source's too, and --source_checkpoint is trained")

@@ -474,7 +474,7 @@ class Settings(
         described = {"model": self.model, "hidden": list(self.hidden), "activation": self.activation}
         return described | ({"code": code} if code else {})
 
-    def neutral_values(self) -> dict[str, Any]:
+    def of_older_runs(self) -> dict[str, Any]:
         """{flag: the value that runs from before the flag are of}: its neutral value, or this one's where it comes to
         that."""
         values = dict(NEUTRAL)

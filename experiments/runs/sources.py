@@ -169,9 +169,7 @@ def _from_run(
     if len(places) > 1:
         _require_seeds(settings, list(places), list(source_seeds.values()))
     only_place = next(iter(places.values()))
-    chosen = {
-        seed: places[source_seed] if len(places) > 1 else only_place for seed, source_seed in source_seeds.items()
-    }
+    chosen = {seed: places[of_source] if len(places) > 1 else only_place for seed, of_source in source_seeds.items()}
     leaves = {seed: abouts[place]["sha256"] for seed, (place, _) in chosen.items()}
     sums = {
         seed: json.dumps(leaves[seed].get(f"{name}.merged", leaves[seed][name]), sort_keys=True)
@@ -681,8 +679,8 @@ def weights_card(file: Path, *, aloud: bool = False) -> dict[str, Any]:
         return _card_of_folder(file, place, aloud)
     if file.name.endswith(weights.INDEX) and file.is_file():
         folder = file.absolute().parent
-        folder_card = folder.parent / f"{folder.name}.json"
-        return _card_of_folder(file, folder_card if folder_card.is_file() and not place.is_file() else place, aloud)
+        of_folder = folder.parent / f"{folder.name}.json"
+        return _card_of_folder(file, of_folder if of_folder.is_file() and not place.is_file() else place, aloud)
     return _read_card_of_weights(file, place)
 
 
@@ -863,11 +861,11 @@ def settings_of(flags: Mapping[str, Any], place: str, *, several: bool = False) 
     """
     about = weights_card(Path(place)) if is_weights_file(place) else first_about(Path(place))
     described = about.get("model", {})
-    model_flags = {name: described[name] for name in MODEL_FLAGS if name in described}
-    model_flags |= {"hidden": tuple(model_flags["hidden"])} if "hidden" in model_flags else {}
-    if "model" in model_flags and (several or "model" not in flags):
-        model_flags["model"] = _model_file(model_flags["model"], Path(place))
-    both = {**flags, **model_flags} if several else {**model_flags, **flags}
+    of_model = {name: described[name] for name in MODEL_FLAGS if name in described}
+    of_model |= {"hidden": tuple(of_model["hidden"])} if "hidden" in of_model else {}
+    if "model" in of_model and (several or "model" not in flags):
+        of_model["model"] = _model_file(of_model["model"], Path(place))
+    both = {**flags, **of_model} if several else {**of_model, **flags}
     return Settings.from_flags(**{**both, "source_checkpoint": place})
 
 
@@ -1018,16 +1016,17 @@ def started_from(place: str, fit: str | None) -> tuple[str, str | None]:
     if run is None:
         raise unknown
     names = first_about(folder)["fits"]
-    named_fits = [result for result in directory.results(run) if result.name in names and result.seed == seed]
-    if not named_fits or named_fits[0].source is None or named_fits[0].strategy in ("scratch", "pretrain"):
+    of_fit = [result for result in directory.results(run) if result.name in names and result.seed == seed]
+    if not of_fit or of_fit[0].source is None or of_fit[0].strategy in ("scratch", "pretrain"):
         raise unknown
     trained = [result for result in directory.results(run) if result.strategy == "pretrain"]
     trained = [result for result in trained if result.key not in directory.superseded(run)]
-    trained = [result for result in trained if result.target == named_fits[0].source]
+    trained = [result for result in trained if result.target == of_fit[0].source]
     same_seed = [result for result in trained if result.seed == seed] or trained
     if len(same_seed) == 1:
         return str(run / same_seed[0].checkpoint), same_seed[0].name
-    checkpoints = directory.recorded_flags(run).get("source_checkpoint", [])
+    lines = [line for line in directory.flags_text(run / "flags.flags").splitlines() if "=" in line]
+    checkpoints = [line.partition("=")[2] for line in lines if line.startswith("--source_checkpoint=")]
     if trained or not checkpoints:
         raise unknown
     source = plugins.unquoted(checkpoints[-1])
@@ -1052,7 +1051,7 @@ def write_weights(
 
     A card that is to be completed by hand is not `signed`. Raises InputError and OSError as `weights.write` does.
     """
-    card = directory.new_file(f"{file}.json", ".json")
+    card = directory.new_file("output", f"{file}.json", ".json")
     weights.write(file, arrays, metadata)
     try:
         complete = {name: value for name, value in record.items() if value is not None}

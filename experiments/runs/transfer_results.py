@@ -96,8 +96,8 @@ def obtain(
     data = {
         name: mark for experiment in transfer_plan.experiments() for name, mark in plan.fingerprints(experiment).items()
     }
-    scratch_scores = {target: _accuracies(each, folder, data) for target, each in transfer_plan.scratch.items()}
-    source_scores = {key: _accuracies(each, folder, data) for key, each in transfer_plan.transfers.items()}
+    of_scratch = {target: _accuracies(each, folder, data) for target, each in transfer_plan.scratch.items()}
+    of_sources = {key: _accuracies(each, folder, data) for key, each in transfer_plan.transfers.items()}
     some = next(iter(transfer_plan.transfers.values()))
     measured_by = plan.objective_of(some.target, some.settings.recipe).metrics[0]
     results = []
@@ -106,12 +106,12 @@ def obtain(
             seeds = budgets.seeds(budget, settings.seeds)
             accuracies = {
                 target: np.array(
-                    [[source_scores[card.name, target][strategy, budget, seed] for card in cards] for seed in seeds]
+                    [[of_sources[card.name, target][strategy, budget, seed] for card in cards] for seed in seeds]
                 )
                 for target in transfer_plan.scratch
             }
             scratch = {
-                target: float(np.mean([scratch_scores[target][SCRATCH, budget, seed] for seed in seeds]))
+                target: float(np.mean([of_scratch[target][SCRATCH, budget, seed] for seed in seeds]))
                 for target in transfer_plan.scratch
             }
             results.append(TransferResults(strategy, budget, accuracies, scratch, measured_by))

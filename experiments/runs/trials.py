@@ -117,17 +117,17 @@ def prepare(task: SearchTask, experiment: Experiment, seed: int, trained: Mappin
     # A strategy that looks at data sees what the recipe makes of it.
     recipe = settings.recipe if strategy.method.data_driven else None
     identity = source.identity[seed] if source and seed in trained else None
-    start_key = (strategy.label, model, settings.head, settings.batch_stats, seed, identity, recipe)
-    if start_key not in task.shared:
+    of_start = (strategy.label, model, settings.head, settings.batch_stats, seed, identity, recipe)
+    if of_start not in task.shared:
         initial = plan.initialization_of(experiment, seed, trained.get(seed))
         look = fit.look_at(on_device, model, streams, task.budget)
-        task.shared[start_key] = plan.start_of(strategy, initial, look)
+        task.shared[of_start] = plan.start_of(strategy, initial, look)
     keeps_dropout = plan.stages_with_dropout(settings, model, plan.example_shape(target))
     result = Result(name=strategy.label, target=target.name, strategy=strategy.name, seed=seed)
-    prepared = fit.build(on_device, model, task.shared[start_key], streams, task.budget, result, keeps_dropout)
-    order_key = ("order", streams, settings.recipe.batch_size, settings.recipe.steps is None)
-    order = task.shared.setdefault(order_key, prepared.trial.order)
-    return prepared._replace(trial=prepared.trial._replace(order=order, shares=(start_key, order_key)))
+    prepared = fit.build(on_device, model, task.shared[of_start], streams, task.budget, result, keeps_dropout)
+    of_order = ("order", streams, settings.recipe.batch_size, settings.recipe.steps is None)
+    order = task.shared.setdefault(of_order, prepared.trial.order)
+    return prepared._replace(trial=prepared.trial._replace(order=order, shares=(of_start, of_order)))
 
 
 def _train(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from experiments.runs import directory, plan
 from experiments.runs.command_line import PATHS_FROM
 from experiments.runs.search_flags import FIRST_SEED, MEASURED
-from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags, written
+from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
 from tljax import plugins
 from tljax.study import space
 from tljax.types import InputError
@@ -110,14 +110,12 @@ def _winner(winners: Mapping[str, Mapping[str, Any]], strategy: str, budget: str
     The search may have chosen the strategy's options, so another spelling of them will do where it is the only one.
     """
     name = space.strategy_name(strategy)
-    strategy_files = {
+    of_strategy = {
         file: flags for file, flags in winners.items() if space.strategy_name(flags["strategies"][0]) == name
     }
-    at_budget = {
-        file: flags for file, flags in strategy_files.items() if _same_budget(flags["train_examples"][0], budget)
-    }
+    at_budget = {file: flags for file, flags in of_strategy.items() if _same_budget(flags["train_examples"][0], budget)}
     stem = f"{plan.file_name(plugins.called(strategy))}-"
-    for candidates in (at_budget, strategy_files):
+    for candidates in (at_budget, of_strategy):
         exact = [flags for flags in candidates.values() if flags["strategies"][0] == strategy]
         exact += [flags for file, flags in candidates.items() if file.startswith(stem)]
         if exact and len({id(flags) for flags in exact}) == 1:
@@ -135,11 +133,16 @@ def _require_same_task(search: str, winner: Mapping[str, Any], flags: Mapping[st
         if name == "source_checkpoint" and value and searched:
             value, searched = Path(value).resolve(), Path(searched).resolve()
         if value != searched:
-            raise InputError(f"--tuned={search} is of --{name}={written(searched)}, not of {written(value)}")
+            raise InputError(f"--tuned={search} is of --{name}={_text(searched)}, not of {_text(value)}")
 
 
 _TASK = ("source", "source_checkpoint", "target", "image_shape", "model")
 """Flags that a search does not vary: a recipe is the best for their values alone."""
+
+
+def _text(value: Any) -> str:
+    """A flag's value as a command line has it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def unused(flags: Mapping[str, Any], winner: Mapping[str, Any]) -> dict[str, str]:
@@ -154,8 +157,8 @@ def unused(flags: Mapping[str, Any], winner: Mapping[str, Any]) -> dict[str, str
             continue
         value, winner_value = _value(settings, name), _value(winner_settings, name)
         if value != winner_value:
-            other = "not given" if winner_value is None else written(winner_value)
-            texts[name] = f"--{name}={written(value)} here, {other}"
+            other = "not given" if winner_value is None else _text(winner_value)
+            texts[name] = f"--{name}={_text(value)} here, {other}"
     return texts
 
 

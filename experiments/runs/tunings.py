@@ -65,8 +65,8 @@ def spread(family: Sequence[Comparison], repeated: Sequence[Mapping[tuple[object
                 "" if other.fits == comparison.fits else f" ({other.fits} seeds)" for other in (comparison, *beside)
             ]
             shown = ", ".join(
-                units.difference(comparison.metric, mean) + seeds_text
-                for mean, seeds_text in zip(means, seeds, strict=True)
+                units.difference(comparison.metric, mean) + of_fewer
+                for mean, of_fewer in zip(means, seeds, strict=True)
             )
             words = [other.word or "not judged" for other in (comparison, *beside)]
             agreed = "" if len(set(words)) == 1 else f": {', '.join(words)}"

@@ -202,10 +202,10 @@ def by_class(
         values: dict[tuple[int, int], np.ndarray] = {}
         which: dict[int, np.ndarray] = {}
         for k in numbers:
-            class_items = np.flatnonzero(classes == k)
+            of_class = np.flatnonzero(classes == k)
             named = terms[target].groups
-            if len(class_items) > 1 and (named is None or len(np.unique(named[class_items])) > 1):
-                which[k] = class_items
+            if len(of_class) > 1 and (named is None or len(np.unique(named[of_class])) > 1):
+                which[k] = of_class
         for i, cell in enumerate(cells):
             paired = _paired(right, [cell], bases_of([cell], base))
             values |= {(i, k): paired[:, rows_of] for k, rows_of in which.items() if len(paired) > 1}
@@ -327,8 +327,8 @@ def milestones(rows: Sequence[Result], curves: Curves, level: float = 0.95) -> l
         times = [] if threshold is None else [time_of(fit, curves, threshold) for fit in group if fit.name in curves]
         about = (group[0].source, group[0].target, label(group[0]), group[0].train_examples)
         asymptote, area_under = (over_seeds(values, level) if len(values) > 1 else None for values in (ends, areas))
-        interval = median_interval(times, level) if len(times) > 1 else None
-        intervals.append(Milestones(*about, asymptote, area_under, interval))
+        of_median = median_interval(times, level) if len(times) > 1 else None
+        intervals.append(Milestones(*about, asymptote, area_under, of_median))
     return intervals
 
 

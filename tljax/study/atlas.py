@@ -22,8 +22,8 @@ from tljax.types import InputError, Metric
 
 Pair = tuple[int, int]
 """Two cells by their numbers, the lower first."""
-FOLDS = 10
-"""Of the masks on which an atlas is held against what it does not see."""
+
+NONE = Estimate(math.nan, math.nan, math.nan)
 
 
 def draw(cells: int, count: int, seed: int = 0) -> np.ndarray:
@@ -146,35 +146,35 @@ def fit(masks: np.ndarray, scores: np.ndarray, pairs: Sequence[Pair] = (), level
     covariance, seeds = sandwich(left.mean(1)), scores.shape[1]
     cells = np.arange(1, 1 + np.shape(masks)[1])
     between = spread = 0.0
-    mask_degrees = float(count - columns)
+    of_masks = float(count - columns)
     if seeds > 1:
         each = [sandwich(left[:, seed] - left.mean(1)) for seed in range(seeds)]
         noise = np.sum(each, axis=0) / ((seeds - 1) * seeds)
         spread = float(by_seed[cells].var(1, ddof=1).mean()) / seeds
         between = max(0.0, spread - float(np.diag(noise)[cells].mean()))
         if count == 2 ** len(cells):
-            covariance, mask_degrees = noise, mask_degrees * (seeds - 1)
+            covariance, of_masks = noise, of_masks * (seeds - 1)
     variances = np.diag(covariance) + between
-    degrees = np.full(columns, mask_degrees)
+    degrees = np.full(columns, of_masks)
     if between:
-        both = np.diag(covariance) ** 2 / mask_degrees + spread**2 / (len(cells) * (seeds - 1))
+        both = np.diag(covariance) ** 2 / of_masks + spread**2 / (len(cells) * (seeds - 1))
         degrees = variances**2 / np.maximum(both, np.finfo(float).tiny)
     halves = stats.t.ppf((1 + level) / 2, degrees) * np.sqrt(variances)
     ends = np.stack([mean, mean - halves, mean + halves], 1)
     estimates = [Estimate(*row) for row in ends.tolist()]
-    cells_covariance = covariance[np.ix_(cells, cells)] + between * np.eye(len(cells))
+    of_cells = covariance[np.ix_(cells, cells)] + between * np.eye(len(cells))
     return Surrogate(
         float(mean[0]),
         tuple(estimates[1 : 1 + len(cells)]),
         tuple(zip(pairs, estimates[1 + len(cells) :], strict=True)),
-        cells_covariance,
+        of_cells,
         float(degrees[cells].min()),
         level,
     )
 
 
 def held_out_errors(
-    masks: np.ndarray, scores: np.ndarray, most: int = 8, seed: int = 0
+    masks: np.ndarray, scores: np.ndarray, most: int = 8, folds: int = 10, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Squared errors on held-out masks with 0, 1, .. `most` pairs: float [most + 1, n], and of the mean, float [n].
 
@@ -183,10 +183,9 @@ def held_out_errors(
     """
     masks, scores = np.asarray(masks, bool), np.asarray(scores, float)
     count = len(scores)
-    folds = min(FOLDS, count)
-    fold_of = np.random.default_rng(seed).permutation(count) % folds
+    fold_of = np.random.default_rng(seed).permutation(count) % min(folds, count)
     rounds = []
-    for fold in range(folds):
+    for fold in range(min(folds, count)):
         train, held = fold_of != fold, fold_of == fold
         pairs = ordered_pairs(masks[train], scores[train], most)
         errors = []
@@ -195,10 +194,10 @@ def held_out_errors(
             errors.append((scores[held] - _design(masks[held], pairs[:number]) @ weights) ** 2)
         rounds.append((held, errors, (scores[held] - scores[train].mean()) ** 2))
     common = min(len(errors) for _, errors, _ in rounds)
-    squared, mean_errors = np.empty((common, count)), np.empty(count)
+    squared, of_mean = np.empty((common, count)), np.empty(count)
     for held, errors, against in rounds:
-        squared[:, held], mean_errors[held] = errors[:common], against
-    return squared, mean_errors
+        squared[:, held], of_mean[held] = errors[:common], against
+    return squared, of_mean
 
 
 def ordered_pairs(masks: np.ndarray, scores: np.ndarray, most: int) -> list[Pair]:
@@ -252,13 +251,13 @@ def fitted(masks: np.ndarray, scores: np.ndarray, most: int = 8, level: float = 
     surrogate as chosen.
     """
     means = np.asarray(scores, float).mean(1)
-    squared, mean_errors = held_out_errors(masks, means, most, seed=seed)
+    squared, of_mean = held_out_errors(masks, means, most, seed=seed)
     errors = squared.mean(1)
     away = squared - squared[errors.argmin()]
     near = away.mean(1) <= away.std(1, ddof=1) / math.sqrt(len(means))
     number = int(near.argmax())
     pairs = ordered_pairs(masks, means, number)
-    explained = 1 - errors[number] / mean_errors.mean() if mean_errors.mean() else math.nan
+    explained = 1 - errors[number] / of_mean.mean() if of_mean.mean() else math.nan
     return Fitted(fit(masks, scores, pairs, level), tuple(errors.tolist()), float(explained))
 
 
@@ -389,7 +388,7 @@ def greedy(
     return mask, steps
 
 
-class Reached(NamedTuple):
+class Told(NamedTuple):
     """A strategy, and what it reaches."""
 
     label: str
@@ -425,7 +424,7 @@ class Atlas(NamedTuple):
     stages: Mapping[str, Estimate]
     """{stage: what its cells add in sum, with its interval}."""
     ceiling: Ceiling
-    reached: tuple[Reached, ...]
+    told: tuple[Told, ...]
     choices: tuple[Choice, ...]
     metric: Metric
     seeds: tuple[int, ...]

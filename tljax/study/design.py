@@ -40,7 +40,7 @@ class Measured(NamedTuple):
     """The numbers of labels that the area is over; one alone is that budget."""
     components: Components
     """In units of the scores' scale, with test items in their groups."""
-    single_items: Components | None
+    of_single_items: Components | None
     """The same with each item drawn by itself, where items are in groups."""
 
 
@@ -91,8 +91,8 @@ def measured(
             continue
         scores = area(right, cells, bases) / conditions.scale
         single = None if conditions.groups is None else sample_size.components(scores)
-        group_components = sample_size.components(scores, conditions.groups)
-        each.append(Measured(source, strategy, tuple(budgets), group_components, single))
+        of_groups = sample_size.components(scores, conditions.groups)
+        each.append(Measured(source, strategy, tuple(budgets), of_groups, single))
     return each
 
 
@@ -103,15 +103,15 @@ def chance_of_decision(pilot: Components, seeds: int, margin: float, level: floa
     and the difference on these items, which is normal about the pilot's (the assurance of O'Hagan, Stevens and
     Campbell 2005, "Assurance in clinical trial design", with flat priors).
 
-    >>> pilot = Components(0.02, 20, 10_000, fits_square=1.0, item_variance=0.01, residual=0.1)
+    >>> pilot = Components(0.02, 20, 10_000, of_fits=1.0, of_items=0.01, residual=0.1)
     >>> round(chance_of_decision(pilot, 20, 0.005, 0.95, 1), 2)
     1.0
     """
     total = 0.0
     for share in _SHARES:
-        fits_square = pilot.fits_square * (pilot.fits - 1) / float(special.chdtri(pilot.fits - 1, share))
-        true = pilot._replace(fits_square=max(fits_square, sample_size.least_square(pilot)))
-        error = math.sqrt(true.fits_square / (pilot.fits * pilot.items))
+        of_fits = pilot.of_fits * (pilot.fits - 1) / float(special.chdtri(pilot.fits - 1, share))
+        true = pilot._replace(of_fits=max(of_fits, sample_size.least_square(pilot)))
+        error = math.sqrt(true.of_fits / (pilot.fits * pilot.items))
         differences = pilot.mean + error * special.ndtri(np.array(_SHARES))
         words = sample_size.chances(true, seeds, margin, level, family, differences, same_items=True)
         total += float(words.decided.mean())

@@ -36,9 +36,9 @@ class Components(NamedTuple):
     """The number of the pilot's fits."""
     items: int
     """The number of test items, or of groups of them."""
-    fits_square: float
+    of_fits: float
     """Expected mean square of fits: items times the variance of fits, and the residual's."""
-    item_variance: float
+    of_items: float
     """Variance of one item, or group, over items drawn anew; 0 where the pilot sees none."""
     residual: float
     """Variance of what is left of one fit on one item."""
@@ -47,8 +47,8 @@ class Components(NamedTuple):
 
     def spread(self) -> tuple[float, float, float]:
         """Standard deviations: of fits, of the mean over all items, and of one fit's mean by what is left."""
-        fits = max(self.fits_square - self.residual, 0.0) / self.items
-        return math.sqrt(fits), math.sqrt(self.item_variance / self.items), math.sqrt(self.residual / self.items)
+        fits = max(self.of_fits - self.residual, 0.0) / self.items
+        return math.sqrt(fits), math.sqrt(self.of_items / self.items), math.sqrt(self.residual / self.items)
 
 
 class Chances(NamedTuple):
@@ -84,7 +84,7 @@ def components(scores: np.ndarray, groups: np.ndarray | None = None) -> Componen
     two fits or items.
 
     >>> pilot = components(np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]))
-    >>> pilot.fits, pilot.items, round(pilot.fits_square, 3), round(pilot.item_variance, 3), round(pilot.residual, 3)
+    >>> pilot.fits, pilot.items, round(pilot.of_fits, 3), round(pilot.of_items, 3), round(pilot.residual, 3)
     (3, 4, 0.25, 0.139, 0.139)
     """
     scores = np.asarray(scores, float)
@@ -96,7 +96,7 @@ def components(scores: np.ndarray, groups: np.ndarray | None = None) -> Componen
     a, b, e = (part.item() for part in statistics.mean_squares(values))
     unseen = float(statistics.unseen_items(values, sizes).item()) / fits
     pilot = Components(float(scores.mean()), fits, items, a, max(b - e, 0.0) / fits, e, unseen)
-    return pilot._replace(fits_square=max(a, least_square(pilot)))
+    return pilot._replace(of_fits=max(a, least_square(pilot)))
 
 
 def least_square(pilot: Components) -> float:
@@ -109,16 +109,16 @@ def likely(pilot: Components, share: float) -> Components:
 
     Mean squares are chi-square over their degrees. Where the pilot sees no variance of items, there is none.
 
-    >>> pilot = Components(0.0, 5, 100, fits_square=1.0, item_variance=0.0, residual=0.1)
-    >>> round(likely(pilot, 0.05).fits_square, 2), round(likely(pilot, 0.95).fits_square, 2)
+    >>> pilot = Components(0.0, 5, 100, of_fits=1.0, of_items=0.0, residual=0.1)
+    >>> round(likely(pilot, 0.05).of_fits, 2), round(likely(pilot, 0.95).of_fits, 2)
     (0.42, 5.63)
     """
-    a = pilot.fits_square * (pilot.fits - 1) / float(special.chdtri(pilot.fits - 1, share))
-    square = pilot.fits * pilot.item_variance + pilot.residual if pilot.item_variance else 0.0
+    a = pilot.of_fits * (pilot.fits - 1) / float(special.chdtri(pilot.fits - 1, share))
+    square = pilot.fits * pilot.of_items + pilot.residual if pilot.of_items else 0.0
     b = square * (pilot.items - 1) / float(special.chdtri(pilot.items - 1, share))
     return pilot._replace(
-        fits_square=max(a, least_square(pilot)),
-        item_variance=max(b - pilot.residual, 0.0) / pilot.fits,
+        of_fits=max(a, least_square(pilot)),
+        of_items=max(b - pilot.residual, 0.0) / pilot.fits,
     )
 
 
@@ -141,17 +141,17 @@ def chances(
     the study has, as after a pilot on the same test set: then only fits and the residual make the mean vary, while the
     interval is as wide as before.
 
-    >>> pilot = Components(0.0, 5, 10_000, fits_square=1.0, item_variance=0.01, residual=0.1)
+    >>> pilot = Components(0.0, 5, 10_000, of_fits=1.0, of_items=0.01, residual=0.1)
     >>> [round(float(part), 2) for part in chances(pilot, 10, 0.01, 0.95, differences=0.01)]
     [0.77, 0.04]
     """
     delta = np.asarray(differences, float)[..., None]
-    a, b, e = pilot.fits_square, fits * pilot.item_variance + pilot.residual, pilot.residual
+    a, b, e = pilot.of_fits, fits * pilot.of_items + pilot.residual, pilot.residual
     drawn = _mean_squares(fits, pilot.items)
     squares = Squares(*(np.diag(part) for part in (a * drawn[0], b * drawn[1], e * drawn[2])))
     errors, degrees = statistics.standard_errors(squares, fits, pilot.items, fits * pilot.unseen)
     wide, narrow = (-special.stdtrit(degrees, _tail(rate, family) / 2) * errors for rate in (1 - level, 2 - 2 * level))
-    true = max(math.sqrt((a + (0.0 if same_items else fits * pilot.item_variance)) / (fits * pilot.items)), 1e-12)
+    true = max(math.sqrt((a + (0.0 if same_items else fits * pilot.of_items)) / (fits * pilot.items)), 1e-12)
     different = special.ndtr((delta - wide) / true) + special.ndtr((-delta - wide) / true)
     within = np.maximum(np.minimum(margin - narrow, wide), 0.0)
     equivalent = special.ndtr((within - delta) / true) - special.ndtr((-within - delta) / true)
@@ -183,10 +183,10 @@ def least_margin(pilot: Components, level: float, family: int = 1) -> float:
 
     Below it nothing is called equivalent, and a true difference of the margin is found in less than half of studies.
 
-    >>> round(least_margin(Components(0.0, 5, 10_000, fits_square=1.0, item_variance=0.01, residual=0.1), 0.95), 5)
+    >>> round(least_margin(Components(0.0, 5, 10_000, of_fits=1.0, of_items=0.01, residual=0.1), 0.95), 5)
     0.00165
     """
-    error = math.sqrt((pilot.item_variance + pilot.unseen) / pilot.items)
+    error = math.sqrt((pilot.of_items + pilot.unseen) / pilot.items)
     return float(-special.stdtrit(pilot.items - 1, _tail(2 - 2 * level, family) / 2)) * error
 
 
@@ -195,7 +195,7 @@ def seeds_needed(pilot: Components, margin: float, level: float, family: int = 1
 
     The range is over the 90 % limits of the components (`likely`). Raises InputError for a power that is no chance.
 
-    >>> needed = seeds_needed(Components(0.0, 40, 10_000, fits_square=1.0, item_variance=0.0, residual=0.1), 0.01, 0.95)
+    >>> needed = seeds_needed(Components(0.0, 40, 10_000, of_fits=1.0, of_items=0.0, residual=0.1), 0.01, 0.95)
     >>> needed.find, needed.find_range, needed.equivalent, needed.equivalent_range
     (10, (8, 14), 11, (9, 15))
     """

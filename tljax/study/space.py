@@ -116,10 +116,10 @@ def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
     if name not in names:
         raise InputError(f"space '{inner}': '{name}' is not in `{flag}=`{plugins.nearest(name, names)}")
     changed = []
-    for text, spec_name in zip(specs, names, strict=True):
+    for text, own in zip(specs, names, strict=True):
         alias, rest = plugins.named(text) if flag == "strategies" else ("", text)
         spec = plugins.parse(rest)
-        options = {**spec.options, option: value} if spec_name == name else spec.options
+        options = {**spec.options, option: value} if own == name else spec.options
         words = map(plugins.quoted, (spec.name, *spec.words))
         written = ":".join([*words, *(f"{key}={setting}" for key, setting in options.items())])
         changed.append(f"{alias}={written}" if alias else written)
@@ -136,10 +136,10 @@ def strategy_name(strategy: str) -> str:
     return name or plugins.parse(spec).name
 
 
-def varied_strategy(dimension: str) -> str:
+def of_strategy(dimension: str) -> str:
     """The NAME of a dimension strategy.NAME.OPTION; "" of another.
 
-    >>> varied_strategy("strategy.mine.py.k"), varied_strategy("learning_rate")
+    >>> of_strategy("strategy.mine.py.k"), of_strategy("learning_rate")
     ('mine.py', '')
     """
     flag, _, inner = dimension.partition(".")

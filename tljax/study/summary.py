@@ -184,8 +184,8 @@ def with_share(results: Iterable[Result], labels: np.ndarray) -> list[Result]:
     0.75
     """
     every = list(results)
-    all_classes = len(labels) and any(result.metric is None for result in every)
-    share = majority_share(labels) if all_classes else None
+    of_classes = len(labels) and any(result.metric is None for result in every)
+    share = majority_share(labels) if of_classes else None
     return [
         replace(result, majority_share=share) if result.diverged and result.metric is None else result
         for result in every

@@ -95,19 +95,19 @@ def with_unit(metric: Metric, value: float) -> str:
     return " ".join(filter(None, (shown(metric, value), metric.unit)))
 
 
-def source_score(metric: Metric, value: float) -> str:
+def of_source(metric: Metric, value: float) -> str:
     """A source's score at its own task, in a table headed with accuracy: other metrics have their unit and name.
 
-    >>> source_score(ACCURACY, 0.5), source_score(Metric("mae", "years", False), 1.5)
+    >>> of_source(ACCURACY, 0.5), of_source(Metric("mae", "years", False), 1.5)
     ('50.00', '1.5000 years (mae)')
     """
     return shown(metric, value) if metric == ACCURACY else f"{with_unit(metric, value)} ({spoken(metric)})"
 
 
-def difference_unit(metric: Metric) -> str:
+def of_differences(metric: Metric) -> str:
     """The unit of differences; "" where there is none.
 
-    >>> difference_unit(ACCURACY), difference_unit(Metric("cross_entropy", "nats", False))
+    >>> of_differences(ACCURACY), of_differences(Metric("cross_entropy", "nats", False))
     ('points', 'nats')
     """
     return "points" if metric.unit == "%" else metric.unit
@@ -138,4 +138,4 @@ def difference(metric: Metric, value: float) -> str:
     ('+1.23 points', '-0.0500 nats')
     """
     text = f"{factor(metric) * value:+.{digits(metric)}f}"
-    return " ".join(filter(None, (text, difference_unit(metric))))
+    return " ".join(filter(None, (text, of_differences(metric))))

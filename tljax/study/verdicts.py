@@ -134,10 +134,10 @@ class DivergedScores(np.ndarray):
     That is `summary.counted_score`."""
 
 
-def diverged_scores(score: float, items: int) -> DivergedScores:
+def of_diverged(score: float, items: int) -> DivergedScores:
     """The scores of a fit that diverged and counts with a score, turned so that more is better.
 
-    >>> diverged(diverged_scores(0.5, items=3)), diverged(np.array([True, False, True])), diverged(np.full(3, 0.5))
+    >>> diverged(of_diverged(0.5, items=3)), diverged(np.array([True, False, True])), diverged(np.full(3, 0.5))
     (True, False, False)
     """
     return np.full(items, float(score)).view(DivergedScores)
@@ -165,10 +165,10 @@ def scale(right: Right, cells: Iterable[Cell]) -> float:
     >>> scale({cell: {0: np.array([2.0, 6.0])}}, [cell]), scale({cell: {0: np.array([True, False])}}, [cell])
     (2.0, 1.0)
     """
-    chosen_cells = list(cells)
-    if binary(right, chosen_cells):
+    of_cells = list(cells)
+    if binary(right, of_cells):
         return 1.0
-    each = [scores for cell in chosen_cells for scores in right.get(cell, {}).values() if not diverged(scores)]
+    each = [scores for cell in of_cells for scores in right.get(cell, {}).values() if not diverged(scores)]
     return float(np.sqrt(np.mean([np.var(np.asarray(scores, float)) for scores in each]))) or 1.0
 
 
@@ -276,11 +276,9 @@ def compared(
     share = looks * max(len(names), 1)
     family = []
     for name in names:
-        set_cells = [cells for cells in members if _name_of_set(cells[0], on) == name]
+        of_set = [cells for cells in members if _name_of_set(cells[0], on) == name]
         for exploratory in (False, True):
-            chosen = [
-                cells for cells in set_cells if (bool(primary) and cells[0].strategy not in primary) == exploratory
-            ]
+            chosen = [cells for cells in of_set if (bool(primary) and cells[0].strategy not in primary) == exploratory]
             for comparison in _judged(right, chosen, terms[name], 1 - (1 - level) / share, base):
                 unadjusted = comparison.p is None or not comparison.word
                 adjusted = comparison.p if unadjusted else min(1.0, share * (comparison.p or 0.0))
@@ -576,16 +574,16 @@ def alone(
     seeds = shared(right, (*cells, *bases))
     lost = [sum(diverged(right[cell][seed]) for cell in side for seed in seeds) for side in (cells, bases)]
     unused = sum(len(right[cell].keys() - seeds) for cell in (*cells, *bases)) if len(cells) > 1 else 0
-    groups, rights = conditions.groups, binary(right, (*cells, *bases))
-    many = None if groups is None else len(np.unique(groups))
+    of_items, rights = conditions.groups, binary(right, (*cells, *bases))
+    many = None if of_items is None else len(np.unique(of_items))
     single = len(scores) == len(cells) == 1 and not any(lost) and many != 1
-    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0, groups) if single and rights else None
+    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0, of_items) if single and rights else None
     mean, low, high = float(scores.mean()), np.nan, np.nan
     if many != 1:  # of one group nothing is known of others
         several = len(scores) > 1
         judge = statistics.crossed if several else statistics.over_items
         judge = sequences.interval if several and conditions.sequence else judge
-        interval = judge((scores if several else scores[0]) / conditions.scale, level, groups)
+        interval = judge((scores if several else scores[0]) / conditions.scale, level, of_items)
         mean, low, high, error, degrees, _ = _scaled(interval, conditions.scale)
         if single and not rights:
             p = 2 * float(scipy.stats.t.sf(abs(mean) / error, degrees))
@@ -651,7 +649,7 @@ def _sentence(comparisons: Sequence[Comparison], level: float, verdict_on: str, 
         return f"Nothing was judged: {'; '.join(whys) or TWO}."
     metrics = list(dict.fromkeys(comparison.metric for comparison in comparisons))
     by_metric = [[each for each in comparisons if each.metric == metric] for metric in metrics]
-    texts = [_metric_sentence(members, comparisons, level, len(metrics) > 1, together) for members in by_metric]
+    texts = [_of_one_metric(members, comparisons, level, len(metrics) > 1, together) for members in by_metric]
     subject = "Of what is kept of the source: " if verdict_on == "retention" else ""
     return subject + " ".join(text if subject else text[:1].upper() + text[1:] for text in texts)
 
@@ -665,7 +663,7 @@ def _lacking(comparisons: Sequence[Comparison]) -> dict[str, list[str]]:
     return lacking
 
 
-def _metric_sentence(
+def _of_one_metric(
     members: Sequence[Comparison], among: Sequence[Comparison], level: float, several: bool, together: str
 ) -> str:
     """The sentence on verdicts of one metric; `several` says that there are others."""
@@ -677,7 +675,7 @@ def _metric_sentence(
         if chosen:
             clauses.append(f"{meaning.format(base)} {listed(_named(each, with_words) for each in chosen)}")
     clauses += [f"not judged: {listed(names)} ({reason})" for reason, names in _lacking(members).items()]
-    unit, margin = units.difference_unit(metric), units.factor(metric) * members[0].margin
+    unit, margin = units.of_differences(metric), units.factor(metric) * members[0].margin
     points = f"a margin of {' '.join(filter(None, (f'{margin:g}', unit)))}"
     if metric != ACCURACY or several:
         points += f" of {units.spoken(metric)}"

@@ -1,0 +1,378 @@
+"""The page of a strategy card, on the terminal, as HTML and as JSON, from the item scores of its arms and others."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.pages import figures, report, tables
+from experiments.pages.report import Block, Provenance, Section
+from experiments.pages.tables import NOTHING
+from experiments.runs import console, directory, strategy_cards
+from experiments.runs.console import Cell, Table
+from experiments.runs.strategy_cards import ANCHOR, BESIDE, OnTransfer
+from tljax.audit.lines import Check
+from tljax.study.verdicts import Comparison
+
+NAME = "card.html"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+"""Whose versions can change a bit of a score."""
+
+
+class Told(NamedTuple):
+    """All that a card is made of."""
+
+    version: str
+    strategy: str
+    spec: str
+    """The strategy as the command line has it."""
+    code: str
+    """SHA-256 of its files."""
+    parts: Sequence[OnTransfer]
+    left_out: Mapping[str, str]
+    """{transfer without a card: why}."""
+    proofs: Sequence[Check]
+    anchors: Mapping[str, int]
+    """{transfer: on how many test items the shipped arm that was trained again differs; -1 where there is none}."""
+    explore: bool
+    """Whether the items that confirm are left alone."""
+    order: int
+    """Which strategy of this user's this is, from 1, whose verdict is looked at."""
+    environment: Mapping[str, Any]
+    seconds: float
+    """What the call took."""
+
+
+# ---- Numbers
+
+
+def numbers(told: Told) -> dict[str, Any]:
+    """What card.json says: all is the same where scores are but `took`, `cost` of transfers and details of proofs."""
+    of_half = {half: _judged(told, half, "scratch") for half in _halves(told)}
+    judging = "explore" if told.explore else "confirm"
+    beside = {base: _judged(told, judging, base) for base in _bases(told)}
+    return {
+        "version": told.version,
+        "strategy": told.strategy,
+        "spec": told.spec,
+        "code": told.code,
+        "scores_sha256": {part.transfer.name: strategy_cards.digest(part.arm) for part in told.parts},
+        "reference_sha256": {part.transfer.name: part.reference.digest for part in told.parts},
+        "level": strategy_cards.LEVEL,
+        "explore": told.explore,
+        "strategies_looked_at": told.order,
+        "proofs": [{"check": check.name, "passed": check.passed, "detail": check.detail} for check in told.proofs],
+        "transfers": {part.transfer.name: _of_transfer(told, part, of_half, beside) for part in told.parts},
+        "left_out": dict(told.left_out),
+        "other_versions": other_versions(told),
+        "environment": {key: told.environment[key] for key in ("python", "platform", "versions")},
+        "took": {"seconds": round(told.seconds, 1), "cores": told.environment["cores"]},
+        "bibtex": bibtex(told),
+    }
+
+
+def _halves(told: Told) -> tuple[str, ...]:
+    return ("explore",) if told.explore else strategy_cards.HALVES
+
+
+def _judged(told: Told, half: str, base: str) -> dict[str, Comparison]:
+    """{transfer: its comparison with a shipped arm}; on the items that explore without a verdict's word."""
+    found = strategy_cards.compared(told.parts, half, base)
+    return found if half == "confirm" else {name: each._replace(word="", size="") for name, each in found.items()}
+
+
+def _bases(told: Told) -> tuple[str, ...]:
+    """The shipped strategies beside scratch: those of every card, and the best of each transfer."""
+    best = [strategy_cards.rank(part)[2] for part in told.parts]
+    return tuple(dict.fromkeys(name for name in (*BESIDE, *best) if name not in (told.strategy, "scratch")))
+
+
+def _of_transfer(
+    told: Told,
+    part: OnTransfer,
+    of_half: Mapping[str, Mapping[str, Comparison]],
+    beside: Mapping[str, Mapping[str, Comparison]],
+) -> dict[str, Any]:
+    name, arm = part.transfer.name, part.arm
+    place, many, best = strategy_cards.rank(part)
+    near = strategy_cards.percentile(part)
+    shipped = part.reference.arms.get(told.strategy)
+    own = {half: each[name] for half, each in of_half.items() if name in each}
+    return {
+        "title": part.transfer.title,
+        "rate": arm.rate,
+        "rates": list(part.transfer.rates),
+        "judged_by": arm.end,
+        "diverged": len(arm.diverged),
+        "accuracy": {
+            half: strategy_cards.accuracy(arm, part.items.halves[half], part.items.labels) for half in _halves(told)
+        },
+        "from_scratch": {half: _record(each) for half, each in own.items()},
+        "from_others": {base: _record(each[name]) for base, each in beside.items() if name in each},
+        "rank": {"place": place, "of": many, "best": best},
+        "masks": None if near is None or math.isnan(near.value) else near._asdict(),
+        "retention": _means(arm.source, part),
+        "source_accuracy": list(part.reference.source_accuracy),
+        "shift": _means(arm.shift, part),
+        "shift_of_scratch": _means(part.reference.arms["scratch"].shift, part, "scratch"),
+        "anchor_items_differ": told.anchors.get(name, -1),
+        "shipped_bits": None if shipped is None else strategy_cards.digest(shipped) == strategy_cards.digest(arm),
+        "cost": dict(arm.cost),
+    }
+
+
+def _means(right: np.ndarray | None, part: OnTransfer, strategy: str = "") -> list[float]:
+    arm = part.reference.arms[strategy] if strategy else part.arm
+    return [round(value, 6) for value in strategy_cards.by_seed(right, arm.diverged)]
+
+
+def _record(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as card.json has it; differences are fractions."""
+    names = ("mean", "low", "high", "word", "size", "p", "fits", "items", "groups", "reason", "warning")
+    values = {name: getattr(comparison, name) for name in names}
+    return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
+
+
+def other_versions(told: Told) -> list[str]:
+    """Where this machine's versions are not those that computed the shipped scores, a sentence each."""
+    here = {"python": told.environment["python"], **told.environment["versions"]}
+    lines: dict[str, None] = {}
+    for part in told.parts:
+        there = {"python": part.reference.environment["python"], **part.reference.environment["versions"]}
+        for name in PACKAGES:
+            if here.get(name) != there.get(name):
+                lines[f"{name} {here.get(name, 'not installed')} here, {there.get(name)} in the shipped scores"] = None
+    return list(lines)
+
+
+def bibtex(told: Told) -> str:
+    """A BibTeX entry of the card, with the digest of its scores."""
+    digests = "".join(strategy_cards.digest(part.arm) for part in told.parts)
+    key = re.sub(r"[^A-Za-z0-9]+", "-", f"{told.version}-{told.strategy}").strip("-").lower()
+    title = re.sub(r"([&%$#_{}])", r"\\\1", f"Strategy card of {told.strategy}")
+    transfers = ", ".join(part.transfer.name.replace("_", r"\_") for part in told.parts)
+    versions = told.environment["versions"]
+    return (
+        f"@misc{{{key},\n"
+        f"  title = {{{title}}},\n"
+        f"  howpublished = {{{told.version}, tljax {versions['tljax']}, jax {versions['jax']}}},\n"
+        f"  note = {{transfers: {transfers}; code {told.code[:16]}; scores {strategy_cards.hashed(digests)[:16]}}},\n"
+        "}\n"
+    )
+
+
+# ---- Tables
+
+
+def verdicts(record: Mapping[str, Any]) -> Table:
+    """A row a transfer: what the strategy gains on each half, and what the verdict is."""
+    of_halves = ["Gain over scratch, items that explore (points)"]
+    of_halves += [] if record["explore"] else ["Gain, items that confirm (points)", "Verdict there"]
+    rows = []
+    for each in record["transfers"].values():
+        own = each["from_scratch"]
+        cells = [Cell(each["title"]), _interval(own.get("explore"))]
+        if not record["explore"]:
+            confirmed = own.get("confirm")
+            word = (confirmed or {}).get("word") or NOTHING
+            size = tables.SIZES.get((confirmed or {}).get("size", ""), "") if word in ("positive", "negative") else ""
+            cells += [_interval(confirmed), Cell(word, size or (confirmed or {}).get("reason", ""))]
+        rows.append([*cells, Cell(f"{each['rank']['place']} of {each['rank']['of']}"), _percentile(each["masks"])])
+    columns = ["Transfer", *of_halves, "Rank among the shipped", "Percentile among random masks of its size"]
+    return Table("What it gains", columns, rows)
+
+
+def beside(record: Mapping[str, Any]) -> Table:
+    """A row a transfer and shipped strategy that it is compared with."""
+    rows = []
+    for each in record["transfers"].values():
+        for base, comparison in each["from_others"].items():
+            if base in BESIDE or base == each["rank"]["best"]:
+                best = "the best shipped on the items that explore" if base == each["rank"]["best"] else ""
+                word = comparison["word"] or NOTHING
+                size = tables.SIZES.get(comparison["size"], "") if word in ("positive", "negative") else ""
+                rows.append([Cell(each["title"]), Cell(base, best), _interval(comparison), Cell(word, size)])
+    return Table("Beside shipped strategies", ["Transfer", "Compared with", "Difference (points)", "Verdict"], rows, 2)
+
+
+def kept(record: Mapping[str, Any]) -> Table:
+    """A row a transfer: what is left of the source, and what holds under the shift."""
+    rows = [
+        [
+            Cell(each["title"]),
+            _mean(each["retention"]),
+            _mean(each["source_accuracy"]),
+            _mean(each["shift"]),
+            _mean(each["shift_of_scratch"]) if each["shift"] else Cell(NOTHING),
+        ]
+        for each in record["transfers"].values()
+    ]
+    columns = ["Transfer", "Source task after (%)", "Source task before (%)", "Under shift (%)", "Scratch there (%)"]
+    return Table("What it keeps", columns, rows)
+
+
+def costs(record: Mapping[str, Any]) -> Table:
+    """A row a transfer: what a fit of it costs."""
+    rows = [
+        [
+            Cell(each["title"]),
+            Cell(f"{each['cost']['trained']:,} of {each['cost']['total']:,}"),
+            Cell(f"{each['cost']['step_flops'] / 1e6:,.1f}"),
+            Cell(f"{each['cost']['steps']:,}"),
+            Cell(NOTHING if each["cost"]["seconds"] is None else f"{each['cost']['seconds']:.2f}"),
+            Cell(NOTHING if each["cost"]["peak_bytes"] is None else f"{each['cost']['peak_bytes'] / 1e6:,.1f}"),
+            Cell(f"{each['rate']:g}", _at_end(each)),
+        ]
+        for each in record["transfers"].values()
+    ]
+    columns = ["Transfer", "Numbers that train", "MFLOP a step", "Steps", "Seconds a fit", "Memory (MB)", "Rate"]
+    return Table("What it costs", columns, rows)
+
+
+def _at_end(each: Mapping[str, Any]) -> str:
+    """Whether the rate that was chosen is an end of those that were tried."""
+    ends = {min(each["rates"]): "the lowest tried", max(each["rates"]): "the highest tried"}
+    return ends.get(each["rate"], "")
+
+
+def proofs(record: Mapping[str, Any]) -> Table:
+    """A row a check, those that failed first."""
+    words = {True: "holds", False: "REFUTED", None: "does not apply"}
+    order = sorted(record["proofs"], key=lambda check: check["passed"] is not False)
+    rows = [[Cell(check["check"]), Cell(words[check["passed"]]), Cell(check["detail"])] for check in order]
+    return Table("What is proved", ["Check", "Outcome", "Detail"], rows, 3)
+
+
+def _interval(comparison: Mapping[str, Any] | None) -> Cell:
+    if comparison is None:
+        return Cell(NOTHING)
+    values = [math.nan if comparison[name] is None else 100 * comparison[name] for name in ("mean", "low", "high")]
+    return tables.ranged((values[0], values[1], values[2]), tables.signed)
+
+
+def _mean(values: Sequence[float]) -> Cell:
+    return (
+        tables.ranged((float(np.mean(values)), min(values), max(values)), tables.percent) if values else Cell(NOTHING)
+    )
+
+
+def _percentile(near: Mapping[str, Any] | None) -> Cell:
+    return Cell(NOTHING) if near is None else Cell(f"{near['value']:.0f}", f"of {near['peers']} masks")
+
+
+# ---- The page
+
+
+CAPTIONS = {
+    "verdicts": "Differences of accuracy from scratch in points, paired by seed and by item, with {level:g} % "
+    "intervals that hold together over all transfers. Half of the groups of test items explores, half confirms; the "
+    "verdict is of the latter. The rank is by mean accuracy on the items that explore. Random masks over stages and "
+    "kinds of leaves were tried at the same rates and tuning seeds; the percentile is among the {near} or more of "
+    "nearest size.",
+    "beside": "On the items that {half}. Each strategy that is compared with is a family by itself, at {level:g} %, "
+    "and exploratory. Which is best was chosen on the items that explore.",
+    "kept": "Means over seeds, with their range. The source task is measured with the source's own head put back.",
+    "costs": "Of one fit. FLOPs of a step are counted from the traced program; seconds and memory are this machine's.",
+    "proofs": "What experiments.check says of the strategy.",
+}
+
+
+def notes(record: Mapping[str, Any], told: Told) -> list[str]:
+    """What must be said with the numbers."""
+    lines = []
+    failed = sum(check["passed"] is False for check in record["proofs"])
+    if failed:
+        lines.append(f"REFUTED: {failed} of {len(record['proofs'])} checks fail, so no number here is to be trusted")
+    seeds = {len(part.transfer.flags["seeds"]) for part in told.parts}
+    lines.append(
+        f"{'/'.join(map(str, sorted(seeds)))} seeds, which every card has: verdicts speak of these transfers alone"
+    )
+    lines += [f"{name} is left out: {why}" for name, why in record["left_out"].items()]
+    if record["explore"]:
+        lines.append("of the items that explore alone: nothing here is a verdict")
+    elif told.order > 1:
+        lines.append(
+            f"this is strategy {told.order} whose verdict on the same items this user has looked at: of so many, the "
+            "best is not as good as it looks"
+        )
+    differ = {name: each["anchor_items_differ"] for name, each in record["transfers"].items()}
+    if any(count > 0 for count in differ.values()):
+        items = ", ".join(f"{count} items of {name}" for name, count in differ.items() if count > 0)
+        lines.append(
+            f"this machine rounds otherwise: {ANCHOR} trained again differs from its shipped scores on {items}"
+        )
+    elif any(count == 0 for count in differ.values()):
+        lines.append(f"{ANCHOR}, trained again here under the first seed, has its shipped scores to the bit")
+    lines += [f"other versions: {line}" for line in record["other_versions"]]
+    again = {each["shipped_bits"] for each in record["transfers"].values()} - {None}
+    if again:
+        lines.append("its own shipped scores are " + ("the same to the bit" if again == {True} else "not the same"))
+    lost = {name: each["diverged"] for name, each in record["transfers"].items() if each["diverged"]}
+    lines += [f"{count} fits of {name} diverged, and count as the commonest class" for name, count in lost.items()]
+    lines.append(f"scores: {', '.join(f'{name} {value[:16]}' for name, value in record['scores_sha256'].items())}")
+    return lines
+
+
+def write(folder: Path, told: Told) -> dict[str, Any]:
+    """Print the card, write card.json, card.html and card.bib into the folder; returns what card.json says."""
+    record = json.loads(json.dumps(numbers(told)))
+    directory.write_record(folder / "card.json", record)
+    directory.replace(folder / "card.bib", record["bibtex"])
+    lines = notes(record, told)
+    half = "explore" if told.explore else "confirm"
+    words = {"level": 100 * record["level"], "near": strategy_cards.NEAR, "half": half}
+    parts = {"verdicts": verdicts(record), "beside": beside(record), "kept": kept(record), "costs": costs(record)}
+    parts["proofs"] = proofs(record)
+    with figures.style():
+        confirmed = {} if told.explore else _judged(told, "confirm", "scratch")
+        family = [each._replace(strategy=told.strategy) for each in confirmed.values()]
+        picture = report.figure(
+            "Verdicts on the items that confirm; grey is the margin.", [figures.forest(family)], "box wide"
+        )
+    sections = [
+        Section(
+            table.label, key, [Block(CAPTIONS[key].format(**words), table), *(picture if key == "verdicts" else [])]
+        )
+        for key, table in parts.items()
+        if table.rows
+    ]
+    command = f"python -m experiments.card {told.spec} --output=NEW"
+    environment = {key: value for key, value in told.environment.items() if value}
+    lists = [
+        ("What goes with the numbers", [(str(i), line) for i, line in enumerate(lines, 1)]),
+        ("", [("BibTeX", record["bibtex"])]),
+    ]
+    title = f"{told.version}: {told.strategy}"
+    html = report.render(
+        sections, title=title, lead=lead(record), provenance=Provenance(environment, command=command), lists=lists
+    )
+    directory.replace(folder / NAME, html)
+    console.say(f"{title}\n{lead(record)}")
+    for table in (parts["verdicts"], parts["beside"], parts["kept"], parts["costs"]):
+        console.show(table)
+    held = sum(check["passed"] is True for check in record["proofs"])
+    lines = [f"{held} of {len(record['proofs'])} checks hold", *lines]
+    lines += [f"REFUTED: {check['check']}: {check['detail']}" for check in record["proofs"] if check["passed"] is False]
+    console.notes([*lines, f"{folder / NAME}, card.json and card.bib; {told.seconds:,.0f} s"])
+    console.say(record["bibtex"].rstrip())
+    return record
+
+
+def lead(record: Mapping[str, Any]) -> str:
+    """The card in a sentence."""
+    words: dict[str, list[str]] = {}
+    for each in record["transfers"].values():
+        comparison = each["from_scratch"].get("confirm")
+        if comparison:
+            words.setdefault(comparison["word"] or "without a verdict", []).append(each["title"])
+    if any(check["passed"] is False for check in record["proofs"]):
+        return "The strategy is refuted by its own checks: see what is proved."
+    if not words:
+        return "Told of the items that explore alone; nothing is judged."
+    return (
+        "Against training from scratch: " + "; ".join(f"{word} on {', '.join(on)}" for word, on in words.items()) + "."
+    )
