@@ -52,7 +52,8 @@ def test_a_study_holds_all_fits_once_and_scratch_for_each_budget(done):
 
 
 PAGE = (Path(__file__).parent.parent / "experiments" / "README.md").read_text(encoding="utf-8")
-FILES, FIELDS = (re.findall(r"(?ms)^\| [^|]*\|[^|]*\|\n\|---\|---\|\n(.*?)\n\n", PAGE))[:2]
+SECTION = PAGE.partition("## What is in a run directory")[2]
+FILES, FIELDS = (re.findall(r"(?ms)^\| [^|]*\|[^|]*\|\n\|---\|---\|\n(.*?)\n\n", SECTION))[:2]
 
 
 def first_cells(table):

@@ -305,6 +305,21 @@ def test_the_first_page_is_short_and_names_every_strategy_with_their_number():
     assert named == set(command_line.strategies()) and section.strip().startswith(f"{len(named)} ")
 
 
+def test_the_figures_of_the_first_page_stand_in_the_tables_of_the_results():
+    section = TEXT.partition("## Results")[2].partition("\n## ")[0]
+    figures = re.findall(r"[+-][\d.]+ \[[^]]*\]|[\d.]+ %", section.partition("\n|")[2])
+    tables = RESULTS.replace(" | [", " [")
+    assert len(figures) >= 10
+    for figure in figures:
+        assert figure.replace(" %", " [") in tables, figure
+
+
+def test_the_first_page_counts_the_bugs_that_the_page_of_the_audit_has():
+    bugs = (ROOT / "tljax/audit/BUGS.md").read_text(encoding="utf-8")
+    count = len(re.findall(r"^\| [\w.-]+/[\w.-]+#\d+ \|", bugs, re.M))
+    assert f"[{count} bugs of public reports](tljax/audit/BUGS.md)" in TEXT
+
+
 @pytest.mark.slow
 def test_the_noise_of_the_page_scores_as_it_says(capsys):
     exec(NOISE, {})
