@@ -1046,14 +1046,14 @@ class _Under:
             return on
         parts = gather(on, self.layout, slots)
         held = [jax.tree.map(lambda o, i=i: o & (slots[i] >= 0), part) for i, part in enumerate(parts.slots)]
-        return Gathered(parts.unslotted, tuple(held))
+        return Gathered(parts.own, tuple(held))
 
     def cleared(self, state: Scheduled, slots: Any, params: Params) -> OptState:
         """The optimizer's state, as on step 0 in slots whose group is a new one."""
         if self.layout is None:
             return state.state
         stays = (slots == state.slots) & (slots >= 0)
-        ones = jax.tree.map(lambda leaf: jnp.ones((), bool), params.unslotted)
+        ones = jax.tree.map(lambda leaf: jnp.ones((), bool), params.own)
         slot_flags = [jax.tree.map(lambda leaf, i=i: stays[i], part) for i, part in enumerate(params.slots)]
         return self.gated_state(Gathered(ones, tuple(slot_flags)), params, state.state, self.optimizer.init(params))
 

@@ -109,7 +109,7 @@ def decays(rule: str, params: Params) -> Mask:
     {'dense': {'bias': True, 'kernel': True}, 'pos_embedding': False}
     """
     if isinstance(params, Gathered):  # by their own paths
-        return Gathered(decays(rule, params.unslotted), tuple(decays(rule, slot) for slot in params.slots))
+        return Gathered(decays(rule, params.own), tuple(decays(rule, slot) for slot in params.slots))
     if rule == "all":
         return paths.each(lambda path, leaf: True, params)
     if rule == "kernels":

@@ -27,7 +27,7 @@ class Layout(NamedTuple):
 class Gathered(NamedTuple):
     """A tree in two parts."""
 
-    unslotted: Params
+    own: Params
     """What shares no slot; None for other leaves."""
     slots: tuple[Params, ...]
     """What is in each slot, in the place of the first group that shares them; None for other leaves."""
@@ -81,7 +81,7 @@ def gather(tree: Params, layout: Layout, which: jax.Array) -> Gathered:
 
     >>> tree = {"a": jnp.ones(1), "b": jnp.array([2.0]), "c": jnp.array([3.0])}
     >>> parts = gather(tree, Layout((1, 2), ((1,), (2,)), 1), jnp.array([1]))
-    >>> parts.unslotted["b"], parts.slots[0]["b"].tolist(), parts.slots[0]["c"]
+    >>> parts.own["b"], parts.slots[0]["b"].tolist(), parts.slots[0]["c"]
     (None, [3.0], None)
     """
     leaves, structure = jax.tree.flatten(tree)
@@ -102,7 +102,7 @@ def gather(tree: Params, layout: Layout, which: jax.Array) -> Gathered:
 def spread(parts: Gathered, layout: Layout, which: jax.Array, otherwise: Params) -> Params:
     """The tree of two parts; where a group is in no slot what `otherwise`, a tree of all leaves, has of it."""
     leaves, structure = jax.tree.flatten(otherwise)
-    unslotted = _aligned(parts.unslotted, otherwise)
+    unslotted = _aligned(parts.own, otherwise)
     leaves = [leaf if mine is None else mine for leaf, mine in zip(leaves, unslotted, strict=True)]
     held = [_aligned(slot, otherwise) for slot in parts.slots]
     for group, places in enumerate(layout.members):

@@ -256,12 +256,10 @@ def _slots_gradient(
 
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
         held = tuple(slot[stages[0]] for slot in params.slots)
-        rest = jax.tree.map(
-            lambda unslotted, leaf: leaf if unslotted is None else None, params.unslotted, trained, is_leaf=_is_none
-        )
+        rest = jax.tree.map(lambda part, leaf: leaf if part is None else None, params.own, trained, is_leaf=_is_none)
         stage_slots = Slots(tuple(stages), jnp.stack(which), held)
         others = masks.join(frozen, rest)
-        return _objective(spec, hyper, params.unslotted, others, model_state, batch, number, axis, slots=stage_slots)
+        return _objective(spec, hyper, params.own, others, model_state, batch, number, axis, slots=stage_slots)
 
     (_, (loss, terms, _)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(prepared.params)
     return loss, terms, gradients
