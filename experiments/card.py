@@ -20,6 +20,7 @@ if __name__ == "__main__":  # before the other imports, so that what fails in th
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -108,7 +109,13 @@ class Place(NamedTuple):
     version: str
     more: Mapping[str, Any]
     """{flag: value} that every fit has beside those of its transfer: where data are, and compiled programs."""
-    execution: train.Execution
+    execution: train.Execution = train.Execution()
+    """How the fits of the transfer at hand are trained."""
+
+
+def _prepared_for(transfer: Transfer, place: Place) -> Place:
+    """The place with the execution that the flags of a transfer say."""
+    return place._replace(execution=process.prepare(Settings.from_flags(**{**transfer.flags, **place.more})))
 
 
 def run(options: CardFlags) -> dict[str, Any]:
@@ -131,7 +138,7 @@ def run(options: CardFlags) -> dict[str, Any]:
         for name in ("data_dir", "manual_dir", "compilation_cache")
         if (value := getattr(options, name)) is not None
     }
-    place = Place(output, folder.name, more, process.prepare(Settings.from_flags(**more)))
+    place = Place(output, folder.name, more)
     with process.locked(output):
         if strategy:
             return _make_card(strategy, options, folder, known, place)
@@ -176,8 +183,9 @@ def _make_card(
     parts: list[OnTransfer] = []
     anchors: dict[str, int] = {}
     for transfer, reference in transfers:
+        prepared = _prepared_for(transfer, place)
         try:
-            arm, items, test_sets = _arm(transfer, options.strategy, place)
+            arm, items, test_sets = _arm(transfer, options.strategy, prepared)
         except InputError as error:
             left_out[transfer.name] = str(error)
             console.say(f"{transfer.title} is left out: {error}")
@@ -185,7 +193,7 @@ def _make_card(
         if test_sets != reference.test_sets:
             raise InputError(f"{transfer.name}: its test items are not those of the reference scores: restore the data")
         parts.append(OnTransfer(transfer, items, arm, reference))
-        anchors[transfer.name] = _anchor(transfer, reference, place)
+        anchors[transfer.name] = _anchor(transfer, reference, prepared)
     if not parts:
         raise InputError(f"no transfer has a card of '{strategy.label}': {'; '.join(dict.fromkeys(left_out.values()))}")
     order = 0 if options.explore else _counted(place.version, strategy.code, parts)
@@ -516,10 +524,11 @@ def _make_reference(options: CardFlags, folder: Path, known: Mapping[str, Path],
             console.say(f"{name} is left out: {error}")
             continue
         began, arms, left_out = time.process_time(), [], {}
+        prepared = _prepared_for(transfer, place)
         test_sets: tuple[str, str | None, str | None] | None = None
         for strategy in names:
             try:
-                arm, _, test_sets = _arm(transfer, strategy, place)
+                arm, _, test_sets = _arm(transfer, strategy, prepared)
             except InputError as error:
                 left_out[strategy] = str(error)
                 console.say(f"{transfer.name}: {strategy} is left out: {error}")
@@ -527,13 +536,13 @@ def _make_reference(options: CardFlags, folder: Path, known: Mapping[str, Path],
             arms.append(arm)
         if not test_sets:
             raise InputError(f"{transfer.name}: no strategy can be trained: {next(iter(left_out.values()))}")
-        masks_of = _random_masks(transfer, place)
+        masks_of = _random_masks(transfer, prepared)
         environment = directory.environment({})
         record = {
             "transfer": transfer.name,
             "flags_sha256": transfer.digest,
             **dict(zip(("target", "source", "shift"), test_sets, strict=True)),
-            "source_accuracy": _source_accuracy(transfer, place),
+            "source_accuracy": _source_accuracy(transfer, prepared),
             "arms": [arm_to_record(arm) for arm in arms],
             "left_out": left_out,
             "masks": masks_of,
@@ -597,6 +606,18 @@ def _random_masks(transfer: Transfer, place: Place) -> dict[str, Any]:
     return record
 
 
+QUICK = "xla_backend_optimization_level"
+"""XLA's flag of how much LLVM does: programs of a card are small and run for a second, so they are compiled quickly."""
+
+
+def _compile_quickly() -> None:
+    """Ask for LLVM's quickest passes, before JAX reads XLA_FLAGS; what says something of them itself stays as it is."""
+    text = os.environ.get("XLA_FLAGS", "").strip()
+    if QUICK not in text and (not text or text.startswith("-")):
+        os.environ["XLA_FLAGS"] = f"{text} --{QUICK}=0".strip()
+
+
 def main(argv: Sequence[str]) -> None:
     """Read the flags and run."""
+    _compile_quickly()
     command_line.main(argv, str(__doc__), lambda _, options: run(options), CardFlags)

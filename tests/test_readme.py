@@ -38,13 +38,15 @@ PROJECT = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "experiments" / "RESULTS.md").read_text(encoding="utf-8")
 SPEED = (ROOT / "experiments" / "benchmark" / "README.md").read_text(encoding="utf-8")
 STRATEGIES = (ROOT / "tljax" / "strategies" / "README.md").read_text(encoding="utf-8")
+TEXTS = {
+    "README.md": TEXT,
+    "experiments/README.md": PROJECT,
+    "experiments/RESULTS.md": RESULTS,
+    "experiments/benchmark/README.md": SPEED,
+}
 COMMANDS_OF = {
     page: [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
-    for page, text in (
-        ("README.md", TEXT),
-        ("experiments/README.md", PROJECT),
-        ("experiments/benchmark/README.md", SPEED),
-    )
+    for page, text in TEXTS.items()
 }
 COMMANDS = [line for lines in COMMANDS_OF.values() for line in lines]
 [STRATEGY, LOOP, SUITE], [SOURCE, WEIGHTS, ELSEWHERE], [NOISE] = (
@@ -312,6 +314,8 @@ def test_the_figures_of_the_first_page_stand_in_the_tables_of_the_results():
     assert len(figures) >= 10
     for figure in figures:
         assert figure.replace(" %", " [") in tables, figure
+    ratios = re.findall(r"[\d.]+ x \([\d.]+ to [\d.]+\)", " ".join(TEXT.split()))
+    assert ratios and all(ratio in SPEED for ratio in ratios), ratios
 
 
 def test_the_first_page_counts_the_bugs_that_the_page_of_the_audit_has():

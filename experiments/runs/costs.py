@@ -36,7 +36,7 @@ def of_fits(experiment: Experiment, results: Sequence[Result], folder: Path) -> 
             # Features are computed once where at least as many examples are trained on as there are.
             passes = (last - first) * settings.recipe.batch_size
             cached = passes >= result.train_examples * (settings.augment_views or 1)
-            cached &= not augmented or settings.augment_views > 0
+            cached &= settings.features_budget > 0 and (not augmented or settings.augment_views > 0)
             key = result.strategy, str(result.options), masks.digest(masks.static(start.params, mask)), cached
             if key not in flops_of:
                 step = (shape, settings.recipe.batch_size, start.applied, cached, keeps_dropout)

@@ -111,8 +111,8 @@ class Arm(NamedTuple):
     explored: np.ndarray
     """Accuracy of the trials on two halves of the test items that explore, float [rates, tuning seeds, 2]."""
     cost: Mapping[str, Any]
-    """trained, total and beside (numbers that train; all; those that train beside the head), steps, step_flops; seconds of
-    a fit, cpu_seconds of the arm and peak_bytes, which are a machine's."""
+    """trained, total and beside (numbers that train; all; those that train beside the head), steps, step_flops; and of
+    the machine seconds (of a fit), cpu_seconds (of the arm) and peak_bytes."""
     end: str
     """Which parameters were judged: last, or the one name that the strategy's `finish` gives."""
 
