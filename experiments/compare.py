@@ -39,6 +39,7 @@ from experiments.runs import (
     plan,
     predictions,
     process,
+    replicates,
     times,
     tuned,
     tunings,
@@ -59,7 +60,7 @@ from experiments.runs.plan import Experiment
 from experiments.runs.settings import ExperimentFlags, Settings
 from tljax import files, plugins
 from tljax.study import summary
-from tljax.study.results import Result, extended
+from tljax.study.results import Result, extended, replicate
 from tljax.study.verdicts import Cell
 from tljax.types import InputError
 
@@ -90,6 +91,16 @@ class CompareFlags(confirmation.LedgerFlags, Judging, ExperimentFlags):
         "the compute of a design, in fits on the target with sources by their steps; default the pilot's",
         role="local",
         bounds=(1, None),
+    )
+    draws: tuple[int, ...] | None = flag(
+        None,
+        "draws of labels apart from --seeds, as 0-4: every seed of source, head and order has each of them, and "
+        "verdicts hold over seeds and draws",
+    )
+    seeds_apart: bool | None = flag(
+        None,
+        "deal --seeds out to the label budgets, as many to each as its :seeds=N says or an equal share: an area over "
+        "budgets is then known better by as many fits",
     )
     most: int = flag(40, "with --until=decided: the number of seeds at which it ends in any case", role="free")
     tuned: str | None = flag(
@@ -122,6 +133,27 @@ def run(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str]
         return _run(values, options, typed, noted)
 
 
+class Study(NamedTuple):
+    """A comparison that is read and checked, of which nothing is trained yet."""
+
+    values: Mapping[str, Any]
+    """{flag: value} of the shared flags, with the seeds of the first round."""
+    options: CompareFlags
+    settings: Settings
+    judging: Judging
+    execution: Any
+    typed: Collection[str] | None
+    seeds: Sequence[tuple[int, ...]]
+    """Those that each round adds; one round without --until."""
+    searches: Sequence[str]
+    """The run directories in --tuned."""
+    parts: Sequence[Part]
+    """The fits of the first round, under the first search."""
+    of_other_searches: Sequence[Sequence[Part]]
+    evals: Sequence[evaluations.Evaluation]
+    registration: confirmation.Registration | None
+
+
 def _run(
     values: Mapping[str, Any], options: CompareFlags, typed: Collection[str] | None, noted: times.Times
 ) -> list[Result]:
@@ -130,6 +162,31 @@ def _run(
 
         of_design.show_of_run(Path(options.design), options, typed or (), options.design_fits)
         return []
+    study = _read(values, options, typed, noted)
+    if study.settings.dry_run:
+        _show(study.parts)
+        return []
+    data = {name: mark for part in study.parts for name, mark in plan.fingerprints(part.experiment).items()}
+    if not study.options.design:
+        _say_looks(study.parts, study.judging, study.evals)
+    data |= evaluations.fingerprints(study.evals)
+    entered = _entered(study) if process.first() else None
+    leave = tuned.searched_flags() if study.options.tuned else ()
+    own_lines = command_line.flagfile_lines(replace(study.options, tuned=options.tuned))
+    with directory.opened(study.settings, "compare", own_lines, leave=leave) as folder:
+        results, judged = _trained(study.parts, folder, data, study.evals)
+        if study.judging.until:
+            results, judged = _further_rounds(study, folder, data, results, judged)
+        # Under the seeds of the first round, and with the first search's bits untouched.
+        others = [_trained(parts, folder, data, study.evals)[1] for parts in study.of_other_searches]
+        if process.first():
+            _report(study, folder, results, judged, others, entered)
+            noted.leave(folder)
+    return results
+
+
+def _read(values: Mapping[str, Any], options: CompareFlags, typed: Collection[str] | None, noted: times.Times) -> Study:
+    """Read and check all that a comparison takes; raises InputError for what cannot be trained, judged or confirmed."""
     settings = Settings.from_flags(**values)
     if options.design and options.confirm:
         raise InputError("--design and --confirm are both given: what is confirmed was designed before")
@@ -139,11 +196,12 @@ def _run(
         settings = Settings.from_flags(**values)
     require_valid(options)
     confirmation.require_flags(options, options)
+    replicates.require_flags(options.draws, options.seeds_apart, settings, options.until)
     asked = options
     seeds_of_rounds = until.rounds(options, settings, options.most)
     options = until.of_a_plan(options, options.most)
     values = {**values, "seeds": seeds_of_rounds[0]}
-    all_searches, searches = options.tuned, tunings.searches(options.tuned)
+    searches = tunings.searches(options.tuned)
     if options.confirm and len(searches) > 1:
         raise InputError(f"--tuned={options.tuned}: a claim is of one recipe: name the search that it is of")
     options = replace(options, tuned=searches[0] if searches else None)
@@ -175,48 +233,61 @@ def _run(
     if options.registration:
         registration = confirmation.read_registration(files.place(options.registration), KINDS)
         confirmation.require_registered(registration, values, asked, judging, experiments)
-    if settings.dry_run:
-        _show(parts)
-        return []
-    data = {name: mark for part in parts for name, mark in plan.fingerprints(part.experiment).items()}
-    if not options.design:
-        _say_looks(parts, judging, evals)
-    data |= evaluations.fingerprints(evals)
-    possible = [seed for seeds in seeds_of_rounds for seed in seeds]
-    tried = [*experiments, *(part.experiment for each in other_parts for part in each)]
-    entered = confirmation.enter(options, tried, judging, registration, possible) if process.first() else None
-    leave = tuned.searched_flags() if options.tuned else ()
-    own_lines = command_line.flagfile_lines(replace(options, tuned=all_searches))
-    with directory.opened(settings, "compare", own_lines, leave=leave) as folder:
-        results, judged = _trained(parts, folder, data, evals)
-        for i in range(1, len(seeds_of_rounds) + 1 if judging.until else 0):
-            family = until.family(judged, judging)
-            after = seeds_of_rounds[i] if i < len(seeds_of_rounds) else ()
-            console.say(until.line(family, sum(map(len, seeds_of_rounds[:i])), len(after)))
-            wanted = until.open_of(family, judging.against)
-            if not wanted or not after:
-                break
-            of_round = {**values, "seeds": after}, options, replace(settings, seeds=after)
-            open_parts = _open(planned(*of_round, execution, typed), wanted)
-            more_results, more = _trained(open_parts, folder, data, evals)
-            results, judged = [*results, *more_results], [*judged, *more]
-        # Under the seeds of the first round, and with the first search's bits untouched.
-        others = [_trained(each, folder, data, evals)[1] for each in other_parts]
-        if process.first():
-            tuning_notes = tunings.notes(searches, judged, others, judging)
-            several = directory.mixed_environments(folder, [result.name for result in results])
-            if options.design:
-                from experiments.pages import design as of_design
+    of_flags = values, options, settings, judging, execution, typed
+    return Study(*of_flags, seeds_of_rounds, searches, parts, other_parts, evals, registration)
 
-                of_design.show(judged, judging, options.design_fits)
-                noted.leave(folder)
-                return results
-            from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
-            of_ledger = entered.notes if entered else ()
-            page.show(folder, judged, judging, [*notes(parts, options), *tuning_notes, *several, *of_ledger], entered)
-            noted.leave(folder)
-    return results
+def _entered(study: Study) -> confirmation.Entered | None:
+    """Write to the ledger what is to be tried, before anything is trained; None without a ledger."""
+    tried = [part.experiment for parts in (study.parts, *study.of_other_searches) for part in parts]
+    possible = [seed for seeds in study.seeds for seed in seeds]
+    return confirmation.enter(study.options, tried, study.judging, study.registration, possible)
+
+
+def _further_rounds(
+    study: Study,
+    folder: Path,
+    data: Mapping[str, str],
+    results: list[Result],
+    judged: list[predictions.Predictions],
+) -> tuple[list[Result], list[predictions.Predictions]]:
+    """Train the seeds of each further round for the strategies that are open; what `_trained` gives, of all rounds."""
+    for i in range(1, len(study.seeds) + 1):
+        family = until.family(judged, study.judging)
+        after = study.seeds[i] if i < len(study.seeds) else ()
+        console.say(until.line(family, sum(map(len, study.seeds[:i])), len(after)))
+        wanted = until.open_of(family, study.judging.against)
+        if not wanted or not after:
+            break
+        of_round = {**study.values, "seeds": after}, study.options, replace(study.settings, seeds=after)
+        open_parts = _open(planned(*of_round, study.execution, study.typed), wanted)
+        more_results, more = _trained(open_parts, folder, data, study.evals)
+        results, judged = [*results, *more_results], [*judged, *more]
+    return results, judged
+
+
+def _report(
+    study: Study,
+    folder: Path,
+    results: Sequence[Result],
+    judged: Sequence[predictions.Predictions],
+    of_other_searches: Sequence[Sequence[predictions.Predictions]],
+    entered: confirmation.Entered | None,
+) -> None:
+    """Judge and write the report; of a pilot, print the design that it leads to."""
+    tuning_notes = tunings.notes(study.searches, judged, of_other_searches, study.judging)
+    several = directory.mixed_environments(folder, [result.name for result in results])
+    if study.options.design:
+        from experiments.pages import design as of_design
+
+        of_design.show(judged, study.judging, study.options.design_fits)
+        return
+    from experiments.pages import compare as page  # draws: matplotlib takes a second to import
+
+    of_ledger = entered.notes if entered else ()
+    repeated = replicates.notes(study.options.draws, study.options.seeds_apart, study.settings)
+    every_note = [*notes(study.parts, study.options), *repeated, *tuning_notes, *several, *of_ledger]
+    page.show(folder, judged, study.judging, every_note, entered)
 
 
 def _trained(
@@ -248,6 +319,7 @@ def planned(
     if settings.source and settings.source_checkpoint:
         raise InputError("--source and --source_checkpoint are both given: keep one")
     kind = "source" if settings.source else "source_checkpoint"
+    own_seeds = replicates.dealt(settings) if options.seeds_apart else None
     parts: list[Part] = []
     scratch: dict[Any, Part] = {}
     for target in targets:
@@ -258,11 +330,13 @@ def planned(
                 for arm in tuned.study_flags(pair, settings, options.tuned, typed)
             ]
             experiments = confirmation.with_halves(experiments, options.half)
+            experiments = [each for whole in experiments for each in replicates.parted(whole, options.draws, own_seeds)]
             # From scratch there is one fit a target, budget and seed, whatever the source, each with its own recipe.
             from_scratch = [_only(each, lambda name: name == "scratch") for each in experiments]
             from_source = [_only(each, lambda name: name != "scratch") for each in experiments]
             with_source = [each for each in from_source if each.strategies]
-            added = [part for each in from_scratch for other in with_source for part in longer(each, other)]
+            beside = [(each, other) for each in from_scratch for other in with_source if each.draw == other.draw]
+            added = [part for each, other in beside for part in longer(each, other)]
             bare = [Part(each) for each in from_scratch if each.strategies]
             for part in [*bare, *(added if options.longer_scratch else ())]:
                 scratch.setdefault(_key(part.experiment), part)
@@ -281,7 +355,7 @@ def _key(experiment: Experiment) -> Any:
     """What tells the fits from scratch of one target apart."""
     settings = experiment.settings
     model = settings.model, settings.hidden, settings.activation
-    return settings.recipe, *model, experiment.target.fingerprint, settings.train_examples
+    return settings.recipe, *model, experiment.target.fingerprint, settings.train_examples, experiment.draw
 
 
 def _require_one_fit(parts: Sequence[Part]) -> None:
@@ -344,8 +418,8 @@ def notes(parts: Sequence[Part], options: CompareFlags) -> list[str]:
 def _say_looks(parts: Sequence[Part], judging: Judging, evals: Sequence[evaluations.Evaluation]) -> None:
     """Say before anything is trained that there are no looks left; raises InputError as `looks.count` does."""
     experiments = [part.experiment for part in parts if not part.longer and not part.experiment.settings.distributed]
-    jobs = [job for each in experiments for job in plan.planned(each).values()]
-    able = looks.judgeable(((predictions.cell(job.result), job.seed) for job in jobs), judging.against)
+    results = [job.result for each in experiments for job in plan.planned(each).values()]
+    able = looks.judgeable(((predictions.cell(result), replicate(result)) for result in results), judging.against)
     keys: dict[str, tuple[set[str], set[str]]] = {}
     for experiment in (each for each in experiments if each.target.name in able):
         test_set = looks.name_of_test_set(np.asarray(experiment.target.test.targets))
@@ -376,6 +450,7 @@ def _show(parts: Sequence[Part]) -> None:
         strategies = ", ".join(strategy.label for strategy in part.experiment.strategies)
         strategies += " (longer)" if part.longer else ""
         labels = ", ".join(settings.train_examples)
+        labels += "" if part.experiment.draw is None else f" (draw {part.experiment.draw})"
         rows.append((source.name if source else "-", target.name, strategies, labels, str(count)))
     console.table("study", ["source", "target", "strategies", "labels", "fits"], rows, [f"{total} fits in all"])
 

@@ -259,7 +259,7 @@ def _held_out(members: Sequence[Member], task: Any) -> np.ndarray:
         recipe, name = member.settings.recipe, member.result.name
         if not recipe.validation:
             raise InputError(f"--kind=greedy: fit '{name}' was trained without a validation split: take --kind=uniform")
-        streams = plan.streams(member.settings, member.result.seed)
+        streams = plan.streams(member.settings, member.result.seed, member.result.draw)
         splits.append(plan.draw_examples(recipe, _budget(member, task), task, streams.draw)[1])
     for member, split in zip(members, splits, strict=True):
         if not np.array_equal(np.sort(split), np.sort(splits[0])):

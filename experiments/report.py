@@ -6,11 +6,12 @@
 --runs=DIR,DIR makes one report of run directories of experiments.transfer, experiments.compare and of the winners of
 experiments.search (its run directory, or those in its final/; --per_strategy has scratch among them). For fits made
 elsewhere, --results is a CSV with a row a fit: name, source (may be empty), target, strategy (scratch among them),
-seed, train_examples; and, as far as known, steps, seconds, source_accuracy, selected_on (none, validation, test: what
-the epoch was chosen on), tuning_seeds (with spaces). --predictions names a .npz a fit, NAME.npz, with labels [items]
-and predicted [items] or probabilities [items, classes], for the same test examples in the same order; and with groups
-[items], if it is known which examples are alike (of one writer, patient or scene). A column diverged says which fits
-did (true or false): of those predictions needs labels alone.
+seed, train_examples; and, as far as known, draw (of the labels, where every seed has every draw), steps, seconds,
+source_accuracy, selected_on (none, validation, test: what the epoch was chosen on), tuning_seeds (with spaces).
+--predictions names a .npz a fit, NAME.npz, with labels [items] and predicted [items] or probabilities [items, classes],
+for the same test examples in the same order; and with groups [items], if it is known which examples are alike (of one
+writer, patient or scene). A column diverged says which fits did (true or false): of those predictions needs labels
+alone.
 
 A run is judged as it was when it was compared: another --margin, --level, --family, --looks or --against than its own
 is refused, and it counts how often its results were looked at. Of what was never judged the first report decides.
@@ -55,13 +56,13 @@ from experiments.runs.judging import (
 from experiments.runs.predictions import Predictions
 from experiments.runs.settings import FLAGS, Settings
 from tljax import files, npz, plugins
-from tljax.study.results import Result, extended, from_json
+from tljax.study.results import Result, extended, from_json, replicate
 from tljax.study.summary import with_share
 from tljax.study.verdicts import require_family
 from tljax.types import InputError
 
 _NEEDED = ("name", "target", "strategy", "seed", "train_examples")
-_WHOLE = ("seed", "train_examples", "steps")
+_WHOLE = ("seed", "train_examples", "steps", "draw")
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _read_runs(runs: Sequence[str]) -> Runs:
             continue
         parts = []
         for part in study.parts:
-            places = [(fits_of.cell(row, part.longer), row.seed) for row in part.rows]
+            places = [(fits_of.cell(row, part.longer), replicate(row)) for row in part.rows]
             new = [row for row, place in zip(part.rows, places, strict=True) if not _is_repeated(row, seen.get(place))]
             seen |= dict(zip(places, part.rows, strict=True))
             parts.append(part._replace(rows=new))
@@ -301,7 +302,8 @@ def _key(result: Result, predicted: np.ndarray, labels: np.ndarray) -> str:
 
 def _cell(result: Result) -> tuple[Any, ...]:
     """The fields that no two fits of a table have in common."""
-    return result.source, result.target, result.strategy, result.seed, result.train_examples
+    draw = () if result.draw is None else (result.draw,)
+    return result.source, result.target, result.strategy, result.seed, result.train_examples, *draw
 
 
 def _result(where: str, cells: dict[str, Any]) -> Result:
@@ -342,7 +344,7 @@ def _yes_or_no(where: str, name: str, text: str | None) -> bool:
 _YES, _NO = {"true", "yes", "1"}, {"false", "no", "0"}
 _FRACTIONS = ("source_accuracy",)
 _NUMBERS = ("seconds", "trained_parameters", "total_parameters", "source_steps", "step_flops", *_FRACTIONS)
-_KNOWN = ("source", "steps", "selected_on", "tuning_seeds", *_NUMBERS)
+_KNOWN = ("source", "steps", "draw", "selected_on", "tuning_seeds", *_NUMBERS)
 """Optional columns."""
 
 
@@ -358,7 +360,7 @@ def _value(where: str, name: str, text: str) -> Any:
         number = int(text) if name in _WHOLE else float(text)
     except ValueError as error:
         raise InputError(f"{where}: {name} '{text}' is no number") from error
-    least, most = 0 if name in ("seed", *_NUMBERS) else 1, 1 if name in _FRACTIONS else 10**18
+    least, most = 0 if name in ("seed", "draw", *_NUMBERS) else 1, 1 if name in _FRACTIONS else 10**18
     if not least <= number <= most:
         ends = f"between {least} and {most}" if name in _FRACTIONS else f"{least} or more"
         raise InputError(f"{where}: {name} is {text[:40]}: it must be {ends}, and finite")

@@ -467,6 +467,82 @@ def powers(rng: np.random.Generator, replications: int) -> None:
     table(title, (*heads, "power, equivalent", *heads[3:]), map(row, cases))
 
 
+class Crossed(NamedTuple):
+    """How right answers come about where draws of labels are crossed with seeds: standard deviations of the effects.
+
+    Both arms have the effects of the seed, draw and item, and each its own besides, half as large of the first two.
+    """
+
+    mean: float = 1.4
+    seed: float = 0.0
+    draw: float = 0.0
+    pair: float = 0.0
+    """Of one seed with one draw, an arm's own."""
+    item: float = 1.2
+    arm: float = 0.4
+    """Of an arm on an item."""
+    rest: float = 0.6
+
+    @property
+    def sd(self) -> float:
+        own = 1.25 * (self.seed**2 + self.draw**2) + self.pair**2
+        return math.sqrt(own + self.item**2 + self.arm**2 + self.rest**2)
+
+    def difference(self, better: float) -> float:
+        return float(special.ndtr((self.mean + better) / self.sd) - special.ndtr(self.mean / self.sd))
+
+    def scores(self, rng: np.random.Generator, better: float, seeds: int, draws: int, items: int) -> np.ndarray:
+        """Float [seeds, draws, items]."""
+        normal = lambda *shape: rng.standard_normal(shape, np.float32)  # noqa: E731
+        shared = self.seed * normal(seeds, 1, 1) + self.draw * normal(1, draws, 1) + self.item * normal(1, 1, items)
+
+        def right(better: float) -> np.ndarray:
+            own = (self.seed * normal(seeds, 1, 1) + self.draw * normal(1, draws, 1)) / 2
+            own = own + self.pair * normal(seeds, draws, 1) + self.arm * normal(1, 1, items)
+            return shared + own + self.rest * normal(seeds, draws, items) + (self.mean + better) > 0
+
+        return right(better).astype(float) - right(0.0)
+
+
+CROSSED = {
+    "seeds vary": Crossed(seed=0.3),
+    "draws vary": Crossed(draw=0.3),
+    "both alike": Crossed(seed=0.2, draw=0.2),
+    "a seed with a draw": Crossed(pair=0.3),
+    "all": Crossed(seed=0.15, draw=0.15, pair=0.15),
+    "neither": Crossed(),
+}
+
+
+def crossed(rng: np.random.Generator, replications: int) -> None:
+    """Intervals over seeds and draws, and beside them those that take all fits for independent."""
+    cases = [(name, better) for name in CROSSED for better in (0.0, 0.35)]
+
+    def row(case: tuple[str, float]) -> Iterator[str]:
+        name, better = case
+        truth = CROSSED[name].difference(better)
+        yield from (name, f"{100 * truth:+.2f}")
+        for seeds, draws in ((2, 5), (3, 3), (5, 5), (10, 4)):
+            held = np.zeros((replications, 2), bool)
+            for i in range(replications):
+                values = CROSSED[name].scores(rng, better, seeds, draws, 500)
+                for k, each in enumerate((values, values.reshape(-1, 500))):
+                    interval = statistics.crossed(each)
+                    held[i, k] = interval.low <= truth <= interval.high
+            ours, pooled = held.mean(0)
+            yield f"{percent(ours)} ± {percent(math.sqrt(ours * (1 - ours) / replications))} ({percent(pooled)})"
+
+    title = (
+        "Coverage (%) of the 95 % interval where draws of labels are crossed with seeds, 500 items; in brackets that"
+    )
+    heads = (
+        "what varies",
+        "truth",
+        *(f"{seeds} seeds x {draws} draws" for seeds, draws in ((2, 5), (3, 3), (5, 5), (10, 4))),
+    )
+    table(f"{title} of an interval that takes all fits for independent.", heads, map(row, cases))
+
+
 ROWS = {
     "degenerate": degenerate,
     "single": single,
@@ -475,6 +551,7 @@ ROWS = {
     "few": few,
     "families": families,
     "power": powers,
+    "crossed": crossed,
 }
 
 

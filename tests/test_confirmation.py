@@ -57,6 +57,8 @@ def test_groups_stay_together():
     few = task(30, np.arange(30) % 15)
     with pytest.raises(InputError, match="has 15 groups of test examples, and each half needs 8"):
         confirmation.halved(few, "explore")
+    with pytest.raises(InputError, match="has 1 group of test examples, and each half needs 8"):
+        confirmation.halved(task(30, np.zeros(30, int)), "explore")
 
 
 def test_flags_that_lack_one_another_are_refused():
@@ -136,6 +138,8 @@ def test_a_registration_that_cannot_be_read_is_refused(tmp_path):
         ({"level": 0.9}, "--level=0.9: is not registered"),
         ({"family": "all"}, "--family=all: is not registered"),
         ({"verdict_of": "best"}, "--verdict_of=best: is not registered"),
+        ({"draws": (0, 1)}, "--draws=0,1: is not registered"),
+        ({"seeds_apart": True}, "--seeds_apart=True: is not registered"),
     ],
 )
 def test_what_decides_on_the_same_fits_is_registered_or_left_alone(tmp_path, flags, words):
@@ -157,7 +161,11 @@ def test_what_decides_on_the_same_fits_is_registered_or_left_alone(tmp_path, fla
     require(SAYS)
     with pytest.raises(InputError, match=words):
         require(SAYS, **flags)
-    require({**SAYS, "design": {**SAYS["design"], **flags}}, **flags)
+    texts = {name: ",".join(map(str, each)) if isinstance(each, tuple) else str(each) for name, each in flags.items()}
+    require({**SAYS, "design": {**SAYS["design"], **texts}}, **flags)
+    experiments.append(SimpleNamespace(**{**vars(experiments[0]), "settings": SimpleNamespace(train_examples=("9",))}))
+    with pytest.raises(InputError, match="a claim is of one difference"):
+        require({**SAYS, "design": {**SAYS["design"], "family": "budgets"}}, family="budgets")
 
 
 KNOWN = vars(compare.CompareFlags())

@@ -12,6 +12,7 @@ import numpy as np
 from experiments.pages import anytime, beside, export, figures, report, tables, transfer
 from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import confirmation, console, directory, looks, predictions
+from experiments.runs import judging as judgings
 from experiments.runs.console import Table
 from experiments.runs.judging import Judging, end_notes, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
@@ -28,7 +29,6 @@ from tljax.study.verdicts import (
     Right,
     Study,
     base_of,
-    compared,
     conditions_of,
     constant_answer,
     sentence,
@@ -81,15 +81,10 @@ def judged(
     on, metrics = judging.verdict_on, predictions.metrics_of(parts, judging.verdict_on)
     judging = with_margin(judging, metrics.values())
     table = predictions.right(parts, on) if table is None else table
-    groups = predictions.all_groups(parts, on)
     rows = [row for part in parts if not part.longer for row in part.rows]
     margin, level = margins(judging, metrics), 1 - (1 - judging.level) / judging.looks
-    by_set: Any = {"groups": groups, "metrics": metrics, "on": "source" if on == "retention" else "target"}
-    by_set["sequence"] = bool(judging.until)
-    more: Any = {"looks": judging.looks, "primary": judging.primary_family, **by_set}
-    family, others = compared(
-        predictions.without_longer(table), margin, judging.level, judging.family, judging.against, **more
-    )
+    by_set = judgings.of_test_sets(parts, judging)
+    family, others = judgings.judged(parts, judging, table)
     if look > judging.looks and not judging.until:
         reason = f"looked at {look} times with {judging.looks} planned"
         family = [comparison._replace(**NO_WORD, reason=reason) for comparison in family]
@@ -109,7 +104,7 @@ def judged(
             *_metric_notes(metrics, family, on),
             *_source_notes(rows),
             *_look_notes(look, judging),
-            *_group_notes(table, groups),
+            *_group_notes(table, by_set["groups"]),
             *_divergence_notes(rows),
             *tables.metrics_without_number(rows),
             *_family_notes(family),
@@ -581,11 +576,11 @@ def _pairs(fits: Sequence[Result]) -> list[Pair]:
 def _members(fits: Sequence[Result], pair: Pair, budget: Any = None) -> dict[str, list[Result]]:
     """The fits of a pair by strategy, at one budget or at all; fits from scratch belong to every source."""
     source, target = pair
-    chosen: dict[tuple[str, int, int], Result] = {}
+    chosen: dict[tuple[str, int, of_results.Replicate], Result] = {}
     for fit in sorted(fits, key=lambda fit: fit.source == source):  # the pair's own come last, and replace
         of_pair = fit.strategy == "scratch" or fit.source in (None, source)
         if fit.target == target and of_pair and budget in (None, fit.train_examples):
-            chosen[label(fit), fit.train_examples, fit.seed] = fit
+            chosen[label(fit), fit.train_examples, of_results.replicate(fit)] = fit
     members: dict[str, list[Result]] = {name: [] for name in dict.fromkeys(map(label, fits))}
     for fit in chosen.values():
         members[label(fit)].append(fit)

@@ -5,6 +5,7 @@ margin takes alone and in the family, and what the test items forbid whatever th
 of the one that decides most.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,21 @@ from experiments.pages import tables
 from experiments.runs import command_line, console, predictions
 from experiments.runs.console import Cell as TableCell
 from experiments.runs.console import Table
-from experiments.runs.judging import Judging, from_record, margins, require_valid, with_margin, with_primary_family
+from experiments.runs.judging import (
+    Judging,
+    from_record,
+    judged,
+    margins,
+    require_valid,
+    with_margin,
+    with_primary_family,
+)
 from experiments.runs.predictions import Predictions
 from tljax.study import design, sample_size, units
 from tljax.study.design import Cost, Design, Measured
-from tljax.study.results import Result
+from tljax.study.results import Result, SeedAndDraw
 from tljax.study.summary import listed
-from tljax.study.verdicts import Conditions, Right, compared, conditions_of
+from tljax.study.verdicts import Cell, Conditions, Right, bases_of, conditions_of, entering
 from tljax.types import InputError
 
 SHOWN = 12
@@ -38,18 +47,19 @@ def show(parts: Sequence[Predictions], judging: Judging, fits: float | None) -> 
         raise InputError("--design: the run has no fit to learn from: name one that has ended, with two seeds or more")
     groups = predictions.all_groups(parts)
     terms = conditions_of(table, metrics, margins(judging, metrics), groups, metrics)
-    family, _ = compared(
-        predictions.without_longer(table),
-        margins(judging, metrics),
-        judging.level,
-        base=judging.against,
-        groups=groups,
-        metrics=metrics,
-    )
+    family, _ = judged(parts, replace(judging, family="area", looks=1, primary_family=(), until=None), table)
     able = [each for each in family if not each.reason and not each.equals]
     if not able:
         reasons = listed(dict.fromkeys(each.reason for each in family)) or "there is no strategy beside its base"
         raise InputError(f"--design: nothing of this run can be judged: {reasons}")
+    for each in able:
+        cells = [Cell(each.source, each.target, each.strategy, budget) for budget in each.budgets]
+        entered = entering(table, cells, bases_of(cells, judging.against))
+        if entered[0] != entered[-1]:
+            raise InputError(
+                "--design: label budgets of this run have seeds of their own (--seeds_apart), which do not tell how "
+                "errors at two budgets go together: name a run whose budgets share their seeds"
+            )
     level = 1 - (1 - judging.level) / (judging.looks * len(metrics))
     for target, conditions in terms.items():
         members = [(each.source, each.strategy) for each in able if each.target == target]
@@ -102,20 +112,23 @@ def _of_target(
     pilots = [each for over in overs for each in design.measured(right, every, over, conditions, judging.against)]
     pilots.sort(key=lambda each: list(every).index((each.source, each.strategy)))
     unit = units.of_differences(conditions.metric)
+    crossed = any(each.components.of_draws for each in pilots)
+    parts = [*(OF_DRAWS if crossed else OF_SEEDS), *_OF_ITEMS[conditions.groups is not None]]
     console.show(
         Table(
             units.headed(f"where the variance of a difference from {judging.against} comes from, {target}", unit),
-            ["strategy", "source", "labels", "pairs", "difference", *_COMPONENTS[conditions.groups is not None]],
+            ["strategy", "source", "labels", "pairs", "difference", *parts],
             [_components(each, conditions) for each in pilots],
             3,
         ),
         [
-            "a seed draws source, head, order and labels anew, as far as none of these is pinned: its standard "
-            "deviation is of all of them together",
+            (_CROSSED if crossed else _TOGETHER),
             "the standard error of items is that of the mean over these test examples drawn anew, whatever the seeds; "
             "the rest is of one fit",
         ],
     )
+    if crossed:
+        _at_equal_fits(pilots, conditions, unit)
     margin = units.factor(conditions.metric) * conditions.margin
     family = max(len(primary), 1)
     title = f"seeds that a margin of {margin:g} {unit} takes with a chance of {100 * sample_size.POWER:.0f} %"
@@ -144,24 +157,60 @@ def _of_target(
     )
 
 
-_COMPONENTS = {
-    False: ("sd of seeds", "se of items", "sd of the rest"),
-    True: ("sd of seeds", "se of groups", "se of items alone", "sd of the rest"),
+OF_SEEDS, OF_DRAWS = ("sd of seeds",), ("sd of seeds", "sd of draws", "sd of both")
+"""The headings of the components of fits, and where draws of labels were crossed with seeds."""
+_OF_ITEMS = {
+    False: ("se of items", "sd of the rest"),
+    True: ("se of groups", "se of items alone", "sd of the rest"),
 }
-"""Whether items are in groups -> the headings of the components."""
+"""Whether items are in groups -> the headings of the components of items."""
+_TOGETHER = (
+    "a seed draws source, head, order and labels anew, as far as none of these is pinned: its standard deviation is of "
+    "all of them together"
+)
+_CROSSED = (
+    "each seed of source, head and order had each draw of labels: standard deviations are of either, and of what one "
+    "seed does with one draw beside its mean; in what follows each seed draws labels of its own, as without --draws"
+)
+
+
+def _at_equal_fits(pilots: Sequence[Measured], conditions: Conditions, unit: str) -> None:
+    """Print how well as many fits know a mean, with draws of labels crossed with seeds and without."""
+    factor = units.factor(conditions.metric) * conditions.scale
+    digits = max(units.digits(conditions.metric), 2)
+    rows = []
+    for each in (each for each in pilots if each.components.of_draws):
+        apart = each.components.of_draws
+        assert apart
+        seeds, draws = apart.numbers
+        errors = (apart.error(seeds, draws), math.hypot(*apart[:3]) / math.sqrt(seeds * draws))
+        texts = (f"{factor * error:.{digits}f}" for error in errors)
+        about = (each.strategy, each.source or tables.NOTHING, _labels(each.budgets))
+        rows.append(list(map(TableCell, (*about, f"{seeds} x {draws}", *texts))))
+    console.show(
+        Table(
+            f"standard error of a mean over as many fits, of seeds and labels alone{f' ({unit})' if unit else ''}",
+            ["strategy", "source", "labels", "seeds x draws", "crossed", "a seed and a draw each"],
+            rows,
+            3,
+        ),
+        ["crossed, a source serves all draws of its seed; else each fit on the target takes a source of its own"],
+    )
 
 
 def _components(each: Measured, conditions: Conditions) -> list[TableCell]:
-    """A row of the table of components: the standard deviation over seeds, that of the mean by the items, the rest."""
+    """A row of the table of components: the standard deviations over seeds (and draws), the mean's by the items, the
+    rest."""
     factor = units.factor(conditions.metric) * conditions.scale
     digits = units.digits(conditions.metric)
     seeds, items, rest = each.components.spread()
-    parts = [seeds, items, rest]
-    if each.of_single_items is not None:
-        parts.insert(2, each.of_single_items.spread()[1])
+    apart = each.components.of_draws
+    single = [] if each.of_single_items is None else [each.of_single_items.spread()[1]]
+    parts = [*((seeds,) if apart is None else apart[:3]), items, *single, rest]
+    pairs = each.components.fits if apart is None else math.prod(apart.numbers)
     difference = tables.signed(factor * each.components.mean, digits)
     texts = [f"{factor * part:.{max(digits, 2)}f}" for part in parts]
-    about = (each.strategy, each.source or tables.NOTHING, _labels(each.budgets), str(each.components.fits))
+    about = (each.strategy, each.source or tables.NOTHING, _labels(each.budgets), str(pairs))
     return list(map(TableCell, (*about, difference, *texts)))
 
 
@@ -194,10 +243,12 @@ def _designs(
 ) -> None:
     """Print the designs of one target, and the flags of the first."""
     budgets = sorted({cell.budget for cell in right})
-    seeds = sorted({seed for each in right.values() for seed in each})
+    every = {replicate for each in right.values() for replicate in each}
+    seeds = {each.seed if isinstance(each, SeedAndDraw) else each for each in every}
+    draws = {each.draw for each in every if isinstance(each, SeedAndDraw)}
     sources = len({source for source, _ in members})
-    spent = len([seed for each in right.values() for seed in each])
-    spent_in_all = spent + len(seeds) * sources * (cost.source + cost.longer * len(budgets))
+    spent = sum(map(len, right.values()))
+    spent_in_all = spent + sources * (len(seeds) * cost.source + len(every) * cost.longer * len(budgets))
     limit = spent_in_all if fits is None else fits
     ranked = design.designs(right, members, conditions, level, limit, judging.against, cost)
     several = sources > 1
@@ -215,15 +266,59 @@ def _designs(
             "outside the primary family is exploratory",
         ],
     )
-    best, first = ranked[0], max(seeds) + 1
-    names = listed_flags(best)
+    best, first = ranked[0], max(seeds | draws) + 1
+    over_budgets = next((each for each in ranked if len(each.budgets) > 1), None)
     console.say(
         "  the design that decides most, as flags (name them before the run, and leave the others as they are):"
     )
-    console.say(f"  --strategies={','.join([judging.against, *names])}")
+    _flags(best, judging.against, ",".join(map(str, best.budgets)), f"{first}-{first + best.seeds - 1}")
+    if over_budgets:
+        of_budgets = {cell: fits for cell, fits in right.items() if cell.budget in over_budgets.budgets}
+        _allotment(over_budgets, of_budgets, conditions, judging.against, cost, first)
+
+
+def _flags(each: Design, against: str, train_examples: str, seeds: str) -> None:
+    names = listed_flags(each)
+    console.say(f"  --strategies={','.join([against, *names])}")
     console.say(f"  --primary_family={','.join(names)}")
-    console.say(f"  --train_examples={','.join(map(str, best.budgets))}")
-    console.say(f"  --seeds={first}-{first + best.seeds - 1}")
+    console.say(f"  --train_examples={train_examples}")
+    console.say(f"  --seeds={seeds}")
+
+
+def _allotment(each: Design, right: Right, conditions: Conditions, against: str, cost: Cost, first: int) -> None:
+    """Print what seeds of their own at each label budget of a design do to the variance of its areas, and the flags.
+
+    `right` has the cells of its budgets, `first` is the first seed that is fresh.
+    """
+    allotted, shares = design.allotments(right, each.members, conditions, against)
+    sources = len({source for source, _ in each.members})
+    pairs = int(each.fits / (len(each.members) + 1 + (cost.longer + cost.source) * sources) + 1e-9)
+    less = len(each.budgets) * each.seeds / pairs
+    rows = []
+    for member in allotted:
+        ratios = (f"{ratio:.2f}" for ratio in (member.equal, member.allotted, less * member.allotted))
+        rows.append(list(map(TableCell, (member.strategy, member.source or tables.NOTHING, *ratios))))
+    at_budgets = zip(each.budgets, shares, strict=True)
+    texts_of_shares = ", ".join(f"{100 * share:.0f} % at {budget:,}" for budget, share in at_budgets)
+    console.show(
+        Table(
+            "seeds apart: variance of an area over that with shared seeds",
+            ["strategy", "source", "an equal share", "allotted", "allotted, for the same compute"],
+            rows,
+            2,
+        ),
+        [
+            f"each label budget has seeds of its own; allotted: {texts_of_shares}; by weight and standard deviation, "
+            "over all strategies of the family",
+            "it is the part of the fits, not of the items; the first two are for as many fits on the target, the last "
+            "counts the source that each seed takes",
+        ],
+    )
+    numbers = design.seeds_of_budgets(shares, pairs)
+    texts = [f"{budget}:seeds={number}" for budget, number in zip(each.budgets, numbers, strict=True)]
+    console.say("  that, as flags:")
+    _flags(each, against, ",".join(texts), f"{first}-{first + sum(numbers) - 1}")
+    console.say("  --seeds_apart")
 
 
 def base_text(judging: Judging, cost: Cost) -> str:

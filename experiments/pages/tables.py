@@ -165,7 +165,8 @@ def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False
     """
     metric = metric_of(groups)
     in_unit = " ".join(filter(None, (f"test {units.spoken(metric)}", metric.unit)))
-    columns = ["strategy", "labels", "seeds", in_unit, "against scratch"]
+    repeated = "seeds x draws" if any(map(_draws, groups)) else "seeds"
+    columns = ["strategy", "labels", repeated, in_unit, "against scratch"]
     names = ["score", "gain"]
     if heading := retention_heading(groups):
         columns.append(heading.lower().replace(" (%)", " %"))
@@ -178,10 +179,17 @@ def results_in_short(title: str, groups: Sequence[Summary], narrow: bool = False
     rows = []
     for group in groups:
         cells = _cells(group)
-        runs = f"{group.seeds}" + (f" ({group.diverged} diverged)" if group.diverged else "")
+        draws = _draws(group)
+        runs = f"{group.seeds // draws} x {draws}" if draws else f"{group.seeds}"
+        runs += f" ({group.diverged} diverged)" if group.diverged else ""
         about = [Cell(group.name), Cell(count(group.train_examples)), Cell(runs)]
         rows.append([*about, *(cells[name]._replace(words="") for name in names)])
     return Table(title, columns, rows)
+
+
+def _draws(group: Summary) -> int:
+    """How many draws of labels are crossed with the seeds of a group; 0 where the seeds draw the labels."""
+    return len({fit.draw for fit in group.members} - {None})
 
 
 def sources(groups: Sequence[Summary]) -> Table:
@@ -249,16 +257,16 @@ def _cells(group: Summary) -> dict[str, Cell]:
 
 def state(group: Summary) -> str:
     """The note on what the means lack: diverged and unmeasured fits, seeds without a fit from scratch; or ''."""
-    texts = []
+    texts, fits = [], "fits" if _draws(group) else "seeds"
     unmeasured = group.seeds - group.counted - (group.diverged if group.counts_as is None else 0)
     if group.counted < group.seeds:
-        texts.append(f"{group.counted} of {group.seeds} seeds")
+        texts.append(f"{group.counted} of {group.seeds} {fits}")
     if group.diverged:
         texts.append(diverged(group.diverged, group.seeds, group.counts_as, group.metric))
     if unmeasured:
         texts.append(f"{unmeasured} not measured")
     if 0 < group.gain_seeds < group.counted:
-        texts.append(f"difference over {group.gain_seeds} of {group.counted} seeds")
+        texts.append(f"difference over {group.gain_seeds} of {group.counted} {fits}")
     return ", ".join(texts)
 
 
@@ -403,6 +411,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
     rows = []
     for comparison in family:
         word, groups, metric = comparison.word, comparison.groups, comparison.metric
+        in_groups = "" if groups is None else f"in {count(groups)} {'group' if groups == 1 else 'groups'}"
         cells = [
             Cell(comparison.strategy, _about(comparison)),
             Cell(word or NOTHING, SIZES.get(comparison.size, "") if word in ("positive", "negative") else ""),
@@ -415,7 +424,7 @@ def verdicts(family: Sequence[Comparison]) -> Table:
             Cell(units.shown(metric, comparison.margin)),
             Cell(labels_of(comparison.budgets)),
             Cell(count(comparison.fits)),
-            Cell(count(comparison.items), "" if groups is None else f"in {count(groups)} groups"),
+            Cell(count(comparison.items), in_groups),
         ]
         rows.append((place(comparison.source, comparison.target), cells))
     return Table("Verdicts", ["Strategy", "Verdict", *numbers], grouped(rows), 2 if shared or not family else 3)

@@ -127,7 +127,8 @@ def rows_of_half(task: Task, half: str) -> np.ndarray:
     units_of, what = np.unique(numbers), "test examples" if groups is None else "groups of test examples"
     least = 2 if groups is None else statistics.MIN_GROUPS
     if len(units_of) < 2 * least:
-        raise InputError(f"--{half}: {task.name} has {len(units_of)} {what}, and each half needs {least}")
+        there = _count(len(units_of), "test example" if groups is None else "group of test examples", what)
+        raise InputError(f"--{half}: {task.name} has {there}, and each half needs {least}")
     return np.flatnonzero(np.isin(numbers, _half(units_of, half)))
 
 
@@ -268,7 +269,8 @@ def require_registered(
     `values` are the flags that programs share, {flag: value}, and `options` those of the program, as they were given;
     `judging` has the margin and the base by their names.
     """
-    if judging.family == "budgets" and any(len(each.settings.train_examples) > 1 for each in experiments):
+    labels = {budget for each in experiments for budget in each.settings.train_examples}
+    if judging.family == "budgets" and len(labels) > 1:
         raise InputError("--family=budgets: a claim is of one difference: register family as area, or as one budget")
     unregistered = {name: default for name, default in _OF_WORDS.items() if name not in registration.design}
     for name, wanted in {**unregistered, **registration.design}.items():
@@ -305,8 +307,9 @@ DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in command_line.fields(Ex
 _OF_WORDS: Mapping[str, Any] = {
     **{name: getattr(Judging(), name) for name in ("family", "level")},
     "verdict_of": DEFAULTS["verdict_of"],
+    **{"draws": None, "seeds_apart": None},
 }
-"""{flag: its default} of what decides on the same fits: who has seen them may not choose it."""
+"""{flag: its default} of what decides on the same fits, or how many there are: who has seen some may not choose it."""
 
 
 # ---- Before anything is trained
@@ -333,6 +336,7 @@ class _Planned(NamedTuple):
     methods: tuple[str, ...]
     """Each strategy with a digest of its recipe and source: what is tried."""
     seeds: tuple[int, ...]
+    """With the draws of labels that are crossed with them: draw 3 has the labels of seed 3."""
     fits: str
     """A digest of the keys of the fits on the whole test set."""
     keys: tuple[str, ...]
@@ -391,7 +395,7 @@ def _planned(experiments: Sequence[Experiment], against: str) -> _Planned:
     for experiment in map(_whole, experiments):
         for key, job in plan.planned(experiment).items():
             keys.add(key)
-            seeds.add(job.seed)
+            seeds |= {job.seed} | ({job.result.draw} if job.result.draw is not None else set())
             name = summary.label(job.result)
             method = _method(job.result, experiment.source.name if experiment.source else None)
             if name == against:
@@ -505,7 +509,8 @@ def enter_report(place: str, parts: Sequence[Predictions], against: str) -> list
                 _method(row, row.source) for row in new if summary.label(row) not in ("scratch", against)
             )
             fits = hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()[:16]
-            seeds = tuple(sorted({row.seed for row in members}))
+            draws = {row.draw for row in members if row.draw is not None}
+            seeds = tuple(sorted({row.seed for row in members} | draws))
             tried = _Planned(tuple(methods), seeds, fits, tuple(sorted(keys)), half_set)
             same = next((entry for entry in known if _is_of_look(members, entry)), None)
             if same is not None:
@@ -522,7 +527,11 @@ def _is_of_look(rows: Sequence[Result], look: Mapping[str, Any]) -> bool:
     of_look = {(row.recipe, row.train_examples) for row in rows if row.key[:KEY] in known}
     return all(
         row.key[:KEY] in known
-        or (row.recipe is not None and row.seed in seeds and (row.recipe, row.train_examples) in of_look)
+        or (
+            row.recipe is not None
+            and {row.seed, row.draw} - {None} <= seeds
+            and (row.recipe, row.train_examples) in of_look
+        )
         for row in rows
     )
 

@@ -32,7 +32,7 @@ from experiments.runs.settings import (
     written,
 )
 from tljax import __version__, checkpoint, files, paths, plugins, switches
-from tljax.study.results import Result, from_json, to_json
+from tljax.study.results import Result, from_json, replicate, to_json
 from tljax.types import InputError
 
 
@@ -414,7 +414,13 @@ def _lines(workdir: Path) -> list[tuple[Result, str]]:
 FIT: fields.Form = {
     **dict.fromkeys(("key", "name", "target", "strategy", "checkpoint", "predictions", "predictions_sha256"), str),
     **{"options": dict, "seed": int, "train_examples": int, "steps": int, "diverged": bool},
-    **{"test_accuracy": (float, None), "source?": (str, None), "spec?": (str, None), "phase_steps?": [int]},
+    **{
+        "test_accuracy": (float, None),
+        "source?": (str, None),
+        "spec?": (str, None),
+        "phase_steps?": [int],
+        "draw?": int,
+    },
     **dict.fromkeys(("recipe?", "masks_sha256?", "selected_on?", "tuning_seeds?"), (str, None)),
     **dict.fromkeys(("trained_parameters?", "total_parameters?", "source_steps?", "best_step?"), (int, None)),
     "peak_bytes?": (int, None),
@@ -513,7 +519,7 @@ def supersede(workdir: Path, current: Sequence[Result]) -> None:
     now = before - keys
     for fit in results(workdir):
         for other in cells.get(_cell(fit), ()) if fit.key not in keys else ():
-            if fit.seed == other.seed or (fit.recipe and other.recipe and fit.recipe != other.recipe):
+            if replicate(fit) == replicate(other) or (fit.recipe and other.recipe and fit.recipe != other.recipe):
                 now.add(fit.key)
     if now != before:
         write_record(workdir / "superseded.json", {"keys": sorted(now)})

@@ -10,14 +10,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from experiments.runs import budgets, command_line, plan, sources
+from experiments.runs import budgets, command_line, plan, predictions, sources
 from experiments.runs.command_line import flag
 from experiments.runs.plan import Experiment
+from experiments.runs.predictions import Predictions
 from experiments.runs.settings import Settings
 from tljax import plugins
 from tljax.study import units
 from tljax.study.results import Result
-from tljax.study.verdicts import require_family
+from tljax.study.verdicts import Comparison, Right, compared, require_family
 from tljax.types import InputError, Metric, Task
 
 
@@ -154,6 +155,34 @@ def margins(judging: Judging, metrics: Mapping[str, Metric]) -> dict[str, float]
     }
 
 
+def of_test_sets(parts: Sequence[Predictions], judging: Judging) -> dict[str, Any]:
+    """What `verdicts.compared` and `verdicts.conditions_of` take of the test sets, beside scores and margins."""
+    on = judging.verdict_on
+    about = {"groups": predictions.all_groups(parts, on), "metrics": predictions.metrics_of(parts, on)}
+    return {**about, "on": "source" if on == "retention" else "target", "sequence": bool(judging.until)}
+
+
+def judged(
+    parts: Sequence[Predictions], judging: Judging, table: Right | None = None
+) -> tuple[list[Comparison], list[Comparison]]:
+    """(the family with its verdicts, the comparisons without) of fits, as `verdicts.compared` gives them.
+
+    `table` has their scores, if they are known already.
+    """
+    table = predictions.right(parts, judging.verdict_on) if table is None else table
+    test_sets = of_test_sets(parts, judging)
+    return compared(
+        predictions.without_longer(table),
+        margins(judging, test_sets["metrics"]),
+        judging.level,
+        judging.family,
+        judging.against,
+        looks=judging.looks,
+        primary=judging.primary_family,
+        **test_sets,
+    )
+
+
 def to_record(judging: Judging) -> dict[str, Any]:
     """{field of `Judging`: value}, without what else a program's flags hold, and without neutral values."""
     flags = command_line.fields(Judging)
@@ -217,7 +246,8 @@ def variation(experiment: Experiment) -> Variation:
     if source:
         # A source that is trained here follows from its stream; what it is identified by holds the seed too.
         different = _streams(settings) if settings.source else len({source.identity[seed] for seed in settings.seeds})
-    return Variation(source.name if source else None, different, len(settings.seeds), _pinned(settings), whole)
+    pinned = tuple(stream for stream in _pinned(settings) if stream != "draw" or experiment.draw is None)
+    return Variation(source.name if source else None, different, len(settings.seeds), pinned, whole)
 
 
 def variation_by_flags(settings: Settings, rows: Sequence[Result] = ()) -> Variation:

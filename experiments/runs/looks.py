@@ -19,7 +19,7 @@ from experiments.runs import directory
 from experiments.runs.judging import Judging, to_record
 from experiments.runs.predictions import JUDGING, Predictions, cell
 from tljax import files
-from tljax.study.results import Result
+from tljax.study.results import Replicate, Result, replicate
 from tljax.study.summary import label
 from tljax.study.verdicts import Cell
 from tljax.types import InputError
@@ -46,7 +46,7 @@ def judged_fits(parts: Sequence[Predictions], against: str, on: str = "target") 
     `on` is what verdicts are on, as `Judging.verdict_on`. A target without two seeds of any strategy, each beside one
     of what it is compared with, has no set: it gets no verdict.
     """
-    able = judgeable(((cell(row, part.longer), row.seed) for part in parts for row in part.rows), against)
+    able = judgeable(((cell(row, part.longer), replicate(row)) for part in parts for row in part.rows), against)
     by_test_set: dict[str, tuple[set[str], set[str], set[str], set[str]]] = {}
     for part in parts:
         for row in part.rows:
@@ -72,8 +72,8 @@ def _test_set(part: Predictions, row: Result, on: str) -> str | None:
     return name_of_test_set(part.labels[row.target]) if row.target in part.labels else None
 
 
-def judgeable(fits: Iterable[tuple[Cell, int]], against: str) -> set[str]:
-    """The targets of which a verdict can be given, of (cell, seed) of each fit.
+def judgeable(fits: Iterable[tuple[Cell, Replicate]], against: str) -> set[str]:
+    """The targets of which a verdict can be given, of (cell, seed, or seed and draw) of each fit.
 
     A verdict takes two seeds of a strategy at a budget, each beside a fit of `against`.
 
@@ -81,7 +81,7 @@ def judgeable(fits: Iterable[tuple[Cell, int]], against: str) -> set[str]:
     >>> judgeable(fits, "scratch"), judgeable([*fits, (Cell(None, "b", "scratch", 10), 1)], "scratch")
     (set(), {'b'})
     """
-    seeds: dict[Cell, set[int]] = {}
+    seeds: dict[Cell, set[Replicate]] = {}
     for of_fit, seed in fits:
         seeds.setdefault(of_fit, set()).add(seed)
     able = set()

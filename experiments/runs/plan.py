@@ -184,6 +184,8 @@ class Experiment(NamedTuple):
     model: Model
     strategies: tuple[NamedStrategy, ...]
     execution: train.Execution
+    draw: int | None = None
+    """Where draws of labels are crossed with seeds, the one of its fits, which its settings pin."""
 
 
 def prepare(
@@ -366,14 +368,17 @@ def source_task(settings: Settings) -> Task:
 # ---- How the fits start
 
 
-def streams(settings: Settings, seed: int) -> seeds.Seeds:
-    """The four streams of randomness of a seed; those that the settings pin are the same for all seeds."""
+def streams(settings: Settings, seed: int, draw: int | None = None) -> seeds.Seeds:
+    """The four streams of randomness of a seed; those that the settings pin are the same for all seeds.
+
+    `draw` is that of the labels, where draws are crossed with seeds and the settings do not pin it.
+    """
     return seeds.streams(
         seed,
         source=settings.source_seed,
         head=settings.head_seed,
         order=settings.order_seed,
-        draw=settings.draw_seed,
+        draw=settings.draw_seed if draw is None else draw,
     )
 
 
@@ -770,6 +775,7 @@ def _identified(
         "train_examples": budgets.total(budget, target),
     }
     fields |= {"spec": strategy.spec} if strategy.spec else {}
+    fields |= {"draw": experiment.draw} if experiment.draw is not None else {}
     decisive = {
         "identity": source.identity[seed] if source else None,
         "fingerprint": target.fingerprint,
@@ -788,8 +794,11 @@ def _identified(
     recipe |= {"source": source.recipe if source and strategy.name != "scratch" else None}
     if strategy.spec:  # a name hides them: fits of other options are not to stand in one row
         recipe |= {"strategy": [*plugins.parse(strategy.spec).words, strategy.options]}
-    recipe |= {"pinned": [settings.source_seed, settings.head_seed, settings.order_seed, settings.draw_seed]}
-    return identify(f"{strategy.label}-{fields['train_examples']}-seed{seed}", fields, decisive, recipe)
+    labels = settings.draw_seed if experiment.draw is None else "crossed"
+    recipe |= {"pinned": [settings.source_seed, settings.head_seed, settings.order_seed, labels]}
+    name = f"{strategy.label}-{fields['train_examples']}-seed{seed}"
+    name += f"-draw{experiment.draw}" if experiment.draw is not None else ""
+    return identify(name, fields, decisive, recipe)
 
 
 def planned_sources(settings: Settings, task: Task) -> dict[int, Result]:

@@ -20,7 +20,7 @@ from experiments.runs import budgets, console, directory, fields, metrics
 from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import npz
 from tljax.study import results, units
-from tljax.study.results import Result
+from tljax.study.results import Replicate, Result, replicate
 from tljax.study.summary import counted_score, counts, label, require_one_recipe, with_share
 from tljax.study.verdicts import (
     TOTAL,
@@ -388,20 +388,20 @@ def _require_one_study(parts: Sequence[Predictions]) -> None:
         require_one_recipe(rows)
 
 
-def right(parts: Sequence[Predictions], on: str = "target") -> dict[Cell, dict[int, np.ndarray]]:
-    """{cell: {seed: scores on the test examples, as `verdicts.Right` has them}} of the fits that count.
+def right(parts: Sequence[Predictions], on: str = "target") -> dict[Cell, dict[Replicate, np.ndarray]]:
+    """{cell: {seed, or seed and draw: scores on the test examples}} of the fits that count, as `verdicts.Right` has it.
 
     Of verdicts `on` retention they are on the source's test set, and no fit from scratch is among them. Scores of a
     metric of which less is better are turned. Raises InputError for two fits of one cell and seed, fits of several
     recipes in one cell, and fits of one target that were judged on other test examples.
     """
     _require_one_study(parts)
-    table: dict[Cell, dict[int, np.ndarray]] = {}
+    table: dict[Cell, dict[Replicate, np.ndarray]] = {}
     for part in parts:
         for row in part.rows:
             scores = _kept_scores(part, row) if on == "retention" else _scores(part, row)
             if scores is not None:
-                table.setdefault(cell(row, part.longer), {})[row.seed] = scores
+                table.setdefault(cell(row, part.longer), {})[replicate(row)] = scores
     return table
 
 

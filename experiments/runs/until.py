@@ -13,14 +13,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from experiments.runs import plan, predictions
-from experiments.runs.judging import Judging, margins
+from experiments.runs import plan
+from experiments.runs.judging import Judging, judged
 from experiments.runs.plan import Experiment
 from experiments.runs.predictions import Predictions
 from experiments.runs.settings import Settings
 from tljax.study import sequences
 from tljax.study.summary import listed
-from tljax.study.verdicts import Comparison, compared
+from tljax.study.verdicts import Comparison
 from tljax.types import InputError
 
 AnyJudging = TypeVar("AnyJudging", bound=Judging)
@@ -52,33 +52,18 @@ def of_a_plan(judging: AnyJudging, most: int) -> AnyJudging:
 
 def family(parts: Sequence[Predictions], judging: Judging) -> list[Comparison]:
     """The verdicts on all fits there are so far, by the method that `judging` says."""
-    on, metrics = judging.verdict_on, predictions.metrics_of(parts, judging.verdict_on)
-    table = predictions.without_longer(predictions.right(parts, on))
-    judged, _ = compared(
-        table,
-        margins(judging, metrics),
-        judging.level,
-        judging.family,
-        judging.against,
-        groups=predictions.all_groups(parts, on),
-        metrics=metrics,
-        on="source" if on == "retention" else "target",
-        looks=judging.looks,
-        primary=judging.primary_family,
-        sequence=bool(judging.until),
-    )
-    return judged
+    return judged(parts, judging)[0]
 
 
-def open_of(judged: Sequence[Comparison], against: str) -> set[tuple[str | None, str, str]]:
+def open_of(family: Sequence[Comparison], against: str) -> set[tuple[str | None, str, str]]:
     """(source, target, strategy) of which fits are wanted still; of `against`, and of scratch, for the others' sake.
 
     Exploratory strategies get fits as long as one of the primary family is open.
     """
     wanted: set[tuple[str | None, str, str]] = set()
-    if all(comparison.settled or comparison.exploratory for comparison in judged):
+    if all(comparison.settled or comparison.exploratory for comparison in family):
         return wanted
-    for comparison in judged:
+    for comparison in family:
         if not comparison.settled:
             source, target = comparison.source, comparison.target
             wanted |= {(source, target, comparison.strategy), (source, target, against), (None, target, "scratch")}
@@ -96,9 +81,9 @@ def open_strategies(experiment: Experiment, wanted: Collection[tuple[str | None,
     return experiment._replace(strategies=tuple(chosen))
 
 
-def line(judged: Sequence[Comparison], seeds: int, more: int) -> str:
+def line(family: Sequence[Comparison], seeds: int, more: int) -> str:
     """What is said after a round: how many seeds there are, what is decided, and how many seeds come next."""
-    primary = [comparison for comparison in judged if not comparison.exploratory]
+    primary = [comparison for comparison in family if not comparison.exploratory]
     undecided = list(dict.fromkeys(comparison.strategy for comparison in primary if not comparison.settled))
     if not undecided:
         return f"{seeds} seeds: no verdict is open"

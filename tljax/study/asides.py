@@ -17,7 +17,7 @@ from tljax.study import results as of_results
 from tljax.study import sequences, statistics, units
 from tljax.study.milestones import area_of, thresholds, time_of
 from tljax.study.results import Result
-from tljax.study.statistics import Interval
+from tljax.study.statistics import Interval, Scores
 from tljax.study.summary import Curves, along, counted_score, groups, label
 from tljax.study.verdicts import (
     NO_WORD,
@@ -29,7 +29,7 @@ from tljax.study.verdicts import (
     bases_of,
     binary,
     compared,
-    shared,
+    entering,
 )
 
 
@@ -103,7 +103,7 @@ def spreads(family: Sequence[Comparison], right: Right) -> list[Spread]:
     There the probability of outperforming is the share of pairs in which one is better, and 0.75 is proposed for what
     is meaningful. Its interval here is the exact one of Clopper and Pearson 1934, "The use of confidence or fiducial
     limits illustrated in the case of the binomial", ties counting against either end: a bootstrap of a few pairs that
-    all agree has no width.
+    all agree has no width. Where budgets have seeds of their own no pair is of all of them, and there is nothing.
     """
     rows = []
     for comparison in family:
@@ -111,8 +111,8 @@ def spreads(family: Sequence[Comparison], right: Right) -> list[Spread]:
             Cell(comparison.source, comparison.target, comparison.strategy, budget) for budget in comparison.budgets
         ]
         values = _paired(right, cells, bases_of(cells, _base_name(comparison)))
-        if len(values) > 1:
-            means = values.mean(1)
+        if isinstance(values, np.ndarray) and len(values) > 1:
+            means = values.mean(-1)
             sd = float(means.std(ddof=1))
             effect = float(means.mean()) / sd if sd > 0 else math.copysign(math.inf, float(means.mean()))
             rows.append(Spread(comparison, sd, effect, outperforming(means)))
@@ -122,23 +122,27 @@ def spreads(family: Sequence[Comparison], right: Right) -> list[Spread]:
 def outperforming(differences: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """(share, low, high) of differences [pairs] above 0, as `spreads` says.
 
+    Of differences [seeds, draws] the interval is that of as many pairs as have neither seed nor draw in common, with as
+    large a share.
+
     >>> [round(part, 3) for part in outperforming(np.array([1.0, 2.0, 3.0, -1.0, 0.0]))]
     [0.7, 0.147, 0.995]
     """
-    wins, ties, pairs = int(np.sum(differences > 0)), int(np.sum(differences == 0)), len(differences)
-    either, tail = wins + ties, (1 - level) / 2
+    pairs, every = min(differences.shape), differences.size
+    better, ties, tail = int(np.sum(differences > 0)), int(np.sum(differences == 0)), (1 - level) / 2
+    wins, either = better * pairs // every, -(-(better + ties) * pairs // every)
     low = float(special.betaincinv(wins, pairs - wins + 1, tail)) if wins else 0.0
     high = float(special.betaincinv(either + 1, pairs - either, 1 - tail)) if either < pairs else 1.0
-    return (wins + ties / 2) / pairs, low, high
+    return (better + ties / 2) / every, low, high
 
 
 def _base_name(comparison: Comparison) -> str:
     return comparison.against.removesuffix(" at equal target steps")
 
 
-def _paired(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
-    """Paired differences over these budgets, float64 [pairs, items]; [0, 0] where there are none."""
-    if not all(cell in right for cell in (*cells, *bases)) or not shared(right, (*cells, *bases)):
+def _paired(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> Scores:
+    """Paired differences over these budgets, as `verdicts.area` has them; [0, 0] where there are none."""
+    if not all(cell in right for cell in (*cells, *bases)) or not all(entering(right, cells, bases)):
         return np.zeros((0, 0))
     return area(right, cells, bases)
 
@@ -161,7 +165,7 @@ def all_pairs(
     rows: list[Comparison] = []
     for target in dict.fromkeys(comparison.target for comparison in family):
         members = [comparison for comparison in family if comparison.target == target]
-        differing: list[tuple[Comparison, np.ndarray]] = []
+        differing: list[tuple[Comparison, Scores]] = []
         rights = True
         for source, budgets in dict.fromkeys((each.source, each.budgets) for each in members):
             alike = [each for each in members if (each.source, each.budgets) == (source, budgets)]
@@ -175,7 +179,7 @@ def all_pairs(
                 if len(names) > 2 and len(values := _paired(right, *cells)) > 1:
                     rights &= binary(right, [*cells[0], *cells[1]])
                     pair = alike[0]._replace(**{**NO_WORD, "strategy": first, "against": second, "equals": ""})
-                    differing.append((pair._replace(fits=len(values), reason="", unused=0), values))
+                    differing.append((pair._replace(fits=math.prod(values.shape[:-1]), reason="", unused=0), values))
         intervals = _together([values for _, values in differing], terms[target], level)
         for (pair, values), unclipped in zip(differing, intervals, strict=True):
             interval = _possible(unclipped) if rights else unclipped
@@ -208,7 +212,8 @@ def by_class(
                 which[k] = of_class
         for i, cell in enumerate(cells):
             paired = _paired(right, [cell], bases_of([cell], base))
-            values |= {(i, k): paired[:, rows_of] for k, rows_of in which.items() if len(paired) > 1}
+            assert isinstance(paired, np.ndarray)  # of one budget
+            values |= {(i, k): paired[..., rows_of] for k, rows_of in which.items() if len(paired) > 1}
         intervals = {
             key: _possible(_alone(scores, terms[target], level, len(values), which[key[1]]))
             for key, scores in values.items()
@@ -225,7 +230,7 @@ def _possible(interval: Interval) -> Interval:
     return interval._replace(low=max(interval.low, -1.0), high=min(interval.high, 1.0))
 
 
-def _together(values: Sequence[np.ndarray], conditions: Conditions, level: float) -> list[Interval]:
+def _together(values: Sequence[Scores], conditions: Conditions, level: float) -> list[Interval]:
     """Simultaneous intervals of differences, each [pairs, items], by the method of these conditions."""
     if conditions.sequence:
         return [_alone(scores, conditions, level, len(values)) for scores in values]
@@ -234,9 +239,7 @@ def _together(values: Sequence[np.ndarray], conditions: Conditions, level: float
     return [each._replace(mean=scale * each.mean, low=scale * each.low, high=scale * each.high) for each in intervals]
 
 
-def _alone(
-    scores: np.ndarray, conditions: Conditions, level: float, m: int, rows: np.ndarray | None = None
-) -> Interval:
+def _alone(scores: Scores, conditions: Conditions, level: float, m: int, rows: np.ndarray | None = None) -> Interval:
     """The interval of one of m comparisons by Bonferroni, [pairs, items]; `rows` are its test examples, None of all."""
     judge = sequences.interval if conditions.sequence else statistics.crossed
     named = conditions.groups if rows is None or conditions.groups is None else conditions.groups[rows]
@@ -361,14 +364,18 @@ def asides(
     base: str,
     **by_set: Any,
 ) -> Asides:
-    """All that stands beside the verdicts of a family on the targets' test sets; `terms` and `labels` are by target."""
+    """All that stands beside the verdicts of a family on the targets' test sets; `terms` and `labels` are by target.
+
+    What is over seeds alone, of learning curves, is not there where draws of labels are crossed with seeds.
+    """
     margin = {name: conditions.margin for name, conditions in terms.items()}
+    crossed = any(fit.draw is not None for fit in rows)
     over_budgets = any(len(comparison.budgets) > 1 for comparison in family) or len({c.budgets for c in family}) == 1
     return Asides(
         spreads(family, right),
         at_each_budget(right, margin, level, base, **by_set) if over_budgets else (),
         all_pairs(right, family, terms, level),
         by_class(right, labels, terms, base, level),
-        equal_costs(rows, curves, level),
-        milestones(rows, curves, level),
+        () if crossed else equal_costs(rows, curves, level),
+        () if crossed else milestones(rows, curves, level),
     )

@@ -12,14 +12,14 @@ the study itself takes fresh seeds.
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
 
 from tljax.study import sample_size
 from tljax.study.sample_size import Components
-from tljax.study.verdicts import Cell, Conditions, Right, area, shared
+from tljax.study.verdicts import Cell, Conditions, Right, area, entering, weights
 from tljax.types import InputError
 
 LEAST_SEEDS = 3
@@ -87,13 +87,81 @@ def measured(
     for source, strategy in members:
         cells = [Cell(source, target, strategy, budget) for budget in budgets]
         bases = [Cell(None if base == "scratch" else source, target, base, budget) for budget in budgets]
-        if not all(cell in right for cell in (*cells, *bases)) or len(shared(right, (*cells, *bases))) < 2:
+        if not all(cell in right for cell in (*cells, *bases)) or min(map(len, entering(right, cells, bases))) < 2:
             continue
         scores = area(right, cells, bases) / conditions.scale
         single = None if conditions.groups is None else sample_size.components(scores)
         of_groups = sample_size.components(scores, conditions.groups)
         each.append(Measured(source, strategy, tuple(budgets), of_groups, single))
     return each
+
+
+class Allotment(NamedTuple):
+    """What seeds of their own in each label budget do to the variance of an area that comes from the fits.
+
+    It is over that with the same number of seeds that all budgets share, of as many fits on the target.
+    """
+
+    source: str | None
+    strategy: str
+    equal: float
+    """With as many seeds at each budget."""
+    allotted: float
+    """With seeds in the shares of `shares_of_seeds`."""
+
+
+def allotments(
+    right: Right, members: Sequence[tuple[str | None, str]], conditions: Conditions, base: str = "scratch"
+) -> tuple[list[Allotment], np.ndarray]:
+    """(what seeds apart do for each member, the share of all seeds that each budget gets, float [budgets]).
+
+    The budgets of a pilot ascend; `right` has the cells of one target alone. Under seeds of their own the variance of
+    an area is the sum of those of its budgets times their weights squared, where shared seeds add their covariances.
+    No members are left where the pilot has one budget, or no pairs.
+    """
+    budgets = sorted({cell.budget for cell in right})
+    over = measured(right, members, budgets, conditions, base)
+    single = [{(each.source, each.strategy): each.components.of_fits for each in at} for at in (
+        measured(right, members, (budget,), conditions, base) for budget in budgets
+    )]  # fmt: skip
+    areas = [each for each in over if all((each.source, each.strategy) in at for at in single)]
+    if len(budgets) < 2 or not areas:
+        return [], np.ones(len(budgets)) / max(len(budgets), 1)
+    squares = np.array([[at[each.source, each.strategy] for at in single] for each in areas])
+    whole = np.array([each.components.of_fits for each in areas])
+    weighted = weights(budgets) ** 2 * squares / whole[:, None]  # [members, budgets]
+    shares = shares_of_seeds(weighted.sum(0))
+    equal, allotted = weighted.sum(1), (weighted / shares).sum(1) / len(budgets)
+    ratios = zip(areas, equal, allotted, strict=True)
+    return [Allotment(each.source, each.strategy, float(a), float(b)) for each, a, b in ratios], shares
+
+
+def shares_of_seeds(variances: np.ndarray) -> np.ndarray:
+    """The share of all seeds at each budget that makes the sum of variance / seeds least: float [budgets] to [budgets].
+
+    In proportion to the standard deviations (Neyman 1934, "On the two different aspects of the representative method";
+    Cochran 1977, "Sampling techniques", section 5.5, where all units cost the same).
+
+    >>> shares_of_seeds(np.array([4.0, 1.0])).round(3).tolist()
+    [0.667, 0.333]
+    """
+    deviations = np.sqrt(variances)
+    return np.asarray(deviations / deviations.sum())
+
+
+def seeds_of_budgets(shares: np.ndarray, seeds: int) -> list[int]:
+    """So many seeds dealt out by shares, float [budgets]: whole numbers of two or more, whose sum is `seeds` if it can.
+
+    >>> seeds_of_budgets(np.array([0.6, 0.38, 0.02]), 20)
+    [11, 7, 2]
+    """
+    wanted = np.maximum(shares * seeds, 2.0)
+    numbers = np.floor(wanted).astype(int)
+    while numbers.sum() < seeds:
+        numbers[np.argmax(wanted - numbers)] += 1
+    while numbers.sum() > seeds and numbers.max() > 2:
+        numbers[np.argmax(np.where(numbers > 2, numbers - wanted, -np.inf))] -= 1
+    return [int(number) for number in numbers]
 
 
 def chance_of_decision(pilot: Components, seeds: int, margin: float, level: float, family: int) -> float:
@@ -183,6 +251,6 @@ def _seeds(fits: float, strategies: int, budgets: Sequence[int], cost: Cost, sou
     return int(fits / _fits_of_a_seed(strategies, budgets, cost, min(len(sources), strategies)))
 
 
-def cells_of_target(right: Right, target: str) -> dict[Cell, Mapping[int, np.ndarray]]:
+def cells_of_target(right: Right, target: str) -> dict[Cell, Mapping[Any, np.ndarray]]:
     """The cells of one target, without scratch that is longer."""
     return {cell: fits for cell, fits in right.items() if cell.target == target and not cell.longer}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from tljax.study import units
 from tljax.study.units import ACCURACY
@@ -33,6 +33,8 @@ class Result:
     options: Mapping[str, Any] = field(default_factory=dict)
     """The options of the strategy."""
     seed: int
+    draw: int | None = None
+    """The draw of labels, where draws are crossed with seeds; None where the seed draws them."""
     train_examples: int = 0
     """The label budget, as a number of examples; 0 where it is not known."""
     spec: str | None = None
@@ -179,6 +181,7 @@ def to_json(result: Result) -> dict[str, Any]:
         *_OF_METRIC,
         "source_metric",
         "spec",
+        "draw",
         "began",
         "stopped_step",
         "ends",
@@ -187,6 +190,27 @@ def to_json(result: Result) -> dict[str, Any]:
     if not result.metrics:
         del values["metrics"]
     return {name: value for name, value in values.items() if value is not None or name not in optional}
+
+
+class SeedAndDraw(NamedTuple):
+    """A seed of source, head and order, and a draw of labels that is crossed with it."""
+
+    seed: int
+    draw: int
+
+
+Replicate = int | SeedAndDraw
+"""What tells the fits of one cell apart: the seed, or where draws of labels are crossed with seeds both."""
+
+
+def replicate(result: Result) -> Replicate:
+    """What tells a fit from the others of its cell, and pairs it with fits of other cells.
+
+    >>> values = {"name": "a", "target": "b", "strategy": "full", "seed": 3}
+    >>> replicate(Result(**values)), replicate(Result(**values, draw=1))
+    (3, SeedAndDraw(seed=3, draw=1))
+    """
+    return result.seed if result.draw is None else SeedAndDraw(result.seed, result.draw)
 
 
 def metric(result: Result) -> Metric:

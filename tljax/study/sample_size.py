@@ -16,7 +16,7 @@ import scipy
 from scipy import special
 
 from tljax.study import statistics
-from tljax.study.statistics import Squares
+from tljax.study.statistics import Apart, Scores, Squares
 from tljax.types import InputError
 
 POWER = 0.8
@@ -44,11 +44,32 @@ class Components(NamedTuple):
     """Variance of what is left of one fit on one item."""
     unseen: float = 0.0
     """What `statistics.unseen_items` adds to the mean square of items, a fit."""
+    of_draws: "OfDraws | None" = None
+    """What is known apart of seeds and of draws of labels, where the pilot crossed them."""
 
     def spread(self) -> tuple[float, float, float]:
         """Standard deviations: of fits, of the mean over all items, and of one fit's mean by what is left."""
         fits = max(self.of_fits - self.residual, 0.0) / self.items
         return math.sqrt(fits), math.sqrt(self.of_items / self.items), math.sqrt(self.residual / self.items)
+
+
+class OfDraws(NamedTuple):
+    """Standard deviations of a fit's mean difference over the items, where draws of labels were crossed with seeds."""
+
+    seeds: float
+    draws: float
+    both: float
+    """Of what one seed does with one draw, beside what it does with all."""
+    numbers: tuple[int, int] = (0, 0)
+    """Seeds and draws of the pilot."""
+
+    def error(self, seeds: int, draws: int) -> float:
+        """Standard error of the mean over so many seeds, each with every one of so many draws.
+
+        >>> round(OfDraws(3.0, 4.0, 0.0).error(9, 4), 3)
+        2.236
+        """
+        return math.sqrt(self.seeds**2 / seeds + self.draws**2 / draws + self.both**2 / (seeds * draws))
 
 
 class Chances(NamedTuple):
@@ -76,27 +97,71 @@ class SeedsNeeded(NamedTuple):
     equivalent_range: tuple[int | None, int | None]
 
 
-def components(scores: np.ndarray, groups: np.ndarray | None = None) -> Components:
+def components(scores: Scores, groups: np.ndarray | None = None) -> Components:
     """The components of a pilot's differences, float [fits, items], whose items may be in `groups`, int [items].
 
     They are the estimates of the analysis of variance (Searle, Casella and McCulloch 1992, "Variance components",
-    chapter 4), with the least mean square of fits that `statistics.crossed` takes. Raises InputError for fewer than
-    two fits or items.
+    chapter 4), with the least mean square of fits that `statistics.crossed` takes. Of differences [seeds, draws, items]
+    they are those of a study whose every seed has a draw of labels of its own, and `fits` is the number of fits that
+    would tell as much of it; of fits apart, of a study with as many at each part. Raises InputError for fewer than two
+    fits or items.
 
     >>> pilot = components(np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]))
     >>> pilot.fits, pilot.items, round(pilot.of_fits, 3), round(pilot.of_items, 3), round(pilot.residual, 3)
     (3, 4, 0.25, 0.139, 0.139)
     """
+    if isinstance(scores, Apart):
+        return _of_apart(scores, groups)
     scores = np.asarray(scores, float)
-    if scores.ndim != 2 or len(scores) < 2 or scores.shape[1] < 2:
+    if scores.ndim not in (2, 3) or min(scores.shape) < 2:
         raise InputError(f"scores of shape {scores.shape}: give two fits or more on two items or more, [fits, items]")
     numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
     values, sizes = statistics.by_group(scores[None], numbers)
+    if scores.ndim == 3:
+        return _of_crossed(values, float(scores.mean()), sizes)
     _, fits, items = values.shape
     a, b, e = (part.item() for part in statistics.mean_squares(values))
     unseen = float(statistics.unseen_items(values, sizes).item()) / fits
     pilot = Components(float(scores.mean()), fits, items, a, max(b - e, 0.0) / fits, e, unseen)
     return pilot._replace(of_fits=max(a, least_square(pilot)))
+
+
+def _of_crossed(values: np.ndarray, mean: float, sizes: statistics.Sizes) -> Components:
+    """`components` of a pilot that crossed draws with seeds, values [1, seeds, draws, items].
+
+    The expected mean squares (Searle, Casella and McCulloch 1992, chapter 4) give the components; mean squares of a
+    study without crossing are sums of those of this one with weights that are not negative, so that Satterthwaite's
+    degrees say how many fits would tell as much.
+    """
+    _, seeds, draws, items = values.shape
+    a, b, c, ab, ac, bc, e = (part.item() for part in statistics.mean_squares_of_draws(values))
+    weights = np.array([1 / draws, 1 / seeds, 1 - 1 / draws - 1 / seeds])
+    of_fits, residual = (float(weights @ squares) for squares in ((a, b, ab), (ac, bc, e)))
+    degrees = np.array([seeds - 1, draws - 1, (seeds - 1) * (draws - 1)])
+    spread = float(np.sum((weights * (a, b, ab)) ** 2 / degrees))
+    fits = 1 + max(1, round(of_fits**2 / spread)) if spread > 0 else seeds * draws
+    unseen = float(statistics.unseen_items(values, sizes).item()) / (seeds * draws)
+    of_seeds, of_draws, of_both = (
+        math.sqrt(max(square, 0.0) / items) for square in ((a - ab - ac + e) / draws, (b - ab - bc + e) / seeds, ab - e)
+    )
+    of_items = max(c - ac - bc + e, 0.0) / (seeds * draws)
+    apart = OfDraws(of_seeds, of_draws, of_both, (seeds, draws))
+    pilot = Components(mean, fits, items, of_fits, of_items, residual, unseen, apart)
+    return pilot._replace(of_fits=max(of_fits, least_square(pilot)))
+
+
+def _of_apart(scores: Apart, groups: np.ndarray | None) -> Components:
+    """`components` of fits apart: sums over the parts, whose fits Satterthwaite's degrees count."""
+    each = [components(part, groups) for part in scores.parts]
+    of_fits, residual = sum(part.of_fits for part in each), sum(part.residual for part in each)
+    spread = sum(part.of_fits**2 / (part.fits - 1) for part in each)
+    fits = 1 + max(1, round(of_fits**2 / spread)) if spread > 0 else min(part.fits for part in each)
+    numbers = None if groups is None else np.unique(groups, return_inverse=True)[1]
+    values, sizes = zip(*(statistics.by_group(part[None], numbers) for part in scores.parts), strict=True)
+    sums = sum(part.mean(1) for part in values)
+    unseen = float(statistics.unseen_items(sums[:, None], sizes[0]).item())
+    beyond = float(sums.var(ddof=1)) - sum(part.residual / part.fits for part in each)
+    return Components(scores.mean(), fits, each[0].items, of_fits, max(beyond, 0.0), residual, unseen)
 
 
 def least_square(pilot: Components) -> float:

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import special
 
 from tljax.study import statistics
-from tljax.study.statistics import Interval, Verdict
+from tljax.study.statistics import Interval, Scores, Verdict
 from tljax.types import InputError
 
 FEWEST = 6
@@ -113,16 +113,20 @@ class Parts(NamedTuple):
         return -float(special.stdtrit(self.degrees, alpha / 2)) * self.items
 
 
-def parts(scores: np.ndarray, groups: np.ndarray | None = None) -> Parts:
+def parts(scores: Scores, groups: np.ndarray | None = None) -> Parts:
     """The parts of one comparison: paired differences float [fits, items], and which items are alike, int [items].
 
     With the mean squares A of fits, B of items (or groups) and E of the residual: between fits A over the items, A
     being at least what `statistics.crossed` takes it for; from the items (B - E + one standard deviation of that) over
     fits times items, and what a small study may not have seen (`statistics.unseen_items`). The standard deviation is
     that of normal scores: the least of the estimates at many numbers of seeds must not be too small. Raises InputError
-    for fewer than two fits, items or groups.
+    for fewer than two fits, items or groups, and where draws of labels are crossed with seeds, or seeds are apart.
     """
     checked = statistics.checked(scores)
+    if isinstance(checked, statistics.Apart):
+        raise InputError("each label budget has seeds of its own: intervals at any number of seeds are of the same")
+    if checked.ndim == 3:
+        raise InputError("draws of labels are crossed with seeds: intervals at any number of seeds have none")
     numbers = None if groups is None else statistics.numbered(groups, checked.shape[1])
     values, sizes = statistics.by_group(checked[None], numbers)
     _, fits, many = values.shape
@@ -134,7 +138,7 @@ def parts(scores: np.ndarray, groups: np.ndarray | None = None) -> Parts:
     return Parts(float(checked.mean()), fits, math.sqrt(a / many), items, limit, many - 1)
 
 
-def interval(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
+def interval(scores: Scores, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
     """As `statistics.crossed`, at any number of fits: [fits, items]; the sequence's half-width and the items' part.
 
     Raises InputError as `parts` does.
@@ -148,7 +152,7 @@ def interval(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None 
 
 
 def verdicts(
-    scores: Sequence[np.ndarray], margin: float, level: float = 0.95, groups: np.ndarray | None = None
+    scores: Sequence[Scores], margin: float, level: float = 0.95, groups: np.ndarray | None = None
 ) -> list[Verdict]:
     """What can be said of each comparison at any time: m of [fits, items], as `statistics.verdicts` has them.
 

@@ -9,13 +9,18 @@ means and margins are fractions, a score at most 1 in size; a level is a coverag
 Items may be alike: of one writer, patient or scene. `groups`, int [items], says which, and then groups are what is
 drawn anew. The mean stays that over items, whatever the sizes of the groups.
 
+Where draws of labels are crossed with seeds, every seed having every draw, both are samples too, and scores are float
+[seeds, draws, items]: three crossed random factors. An area over label budgets with other seeds at each is `Apart`.
+Wherever scores are [fits, items] here they may be either.
+
 First come intervals and tests of one comparison, then of several at once with their words; last the analysis of
-variance under both, in arrays of m comparisons: [m, fits, items].
+variance under both, in arrays of m comparisons: [m, fits, items] or [m, seeds, draws, items].
 """
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +44,40 @@ Simulated with 5 fits and no difference, 95 %: 900 items in one group beside 100
 called different in 69 % of studies, two of 400 and ten of 20 (2.1) in 19 %, one of 300 and ten of 70 (2.3) in 7 %, one
 of 200 and sixteen of 50 (3.8) in 5 %.
 """
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Scores whose mean is the sum of the means of parts, each of fits of its own, on the same items.
+
+    >>> scores = Apart((np.ones((2, 5)), np.zeros((3, 5)))) / 2
+    >>> scores.mean(), scores.shape, len(scores)
+    (0.5, (5, 5), 2)
+    """
+
+    parts: tuple[np.ndarray, ...]
+    """Float [fits of the part, items] each."""
+
+    def __len__(self) -> int:
+        """The fewest fits of a part."""
+        return min(map(len, self.parts))
+
+    def __truediv__(self, scale: float) -> "Apart":
+        """In other units."""
+        return Apart(tuple(part / scale for part in self.parts))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Fits of all parts, items)."""
+        return sum(map(len, self.parts)), self.parts[0].shape[-1]
+
+    def mean(self) -> float:
+        """What the intervals are of."""
+        return sum(float(part.mean()) for part in self.parts)
+
+
+Scores = np.ndarray | Apart
+"""Of one comparison: float [fits, items], [seeds, draws, items], or fits apart."""
 
 
 class Interval(NamedTuple):
@@ -157,7 +196,7 @@ def over_items(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | Non
     return _interval(float(scores.mean()), error, many - 1, 1 - _coverage(level), level)
 
 
-def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
+def crossed(scores: Scores, level: float = 0.95, groups: np.ndarray | None = None) -> Interval:
     """The interval of a strategy over fits and test items drawn anew: float [fits, items].
 
     Items are drawn in `groups`, int [items], or each alone.
@@ -176,21 +215,21 @@ def crossed(scores: np.ndarray, level: float = 0.95, groups: np.ndarray | None =
     100 is wrong, 97.0 to 100 %. Items in groups of 2 to 20 that are named: 95.2 to 99.7 %, where they are not, down to
     39 %. Groups of 1 to 39 items, 55 of them: 94.7 to 99.5 %.
 
-    Raises InputError for fewer than two fits, items or groups.
+    Of scores [seeds, draws, items] the variance is that of `standard_errors_of_draws`, of parts that of
+    `standard_errors_apart`.
+
+    Raises InputError for fewer than two fits (seeds, draws), items or groups.
 
     >>> interval = crossed(np.array([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]))
     >>> round(interval.mean, 3), round(interval.low, 3), round(interval.high, 3)
     (0.5, -0.307, 1.307)
     """
     scores = checked(scores)
-    values, sizes = by_group(scores[None], None if groups is None else numbered(groups, scores.shape[1]))
-    _, fits, many = values.shape
-    unseen = unseen_items(values, sizes)
-    error, degrees = standard_errors(mean_squares(values), fits, many, unseen)
+    error, degrees, _ = _known([scores], groups)
     return _interval(float(scores.mean()), error.item(), degrees.item(), 1 - _coverage(level), level)
 
 
-def simultaneous(scores: Sequence[np.ndarray], level: float = 0.95, groups: np.ndarray | None = None) -> list[Interval]:
+def simultaneous(scores: Sequence[Scores], level: float = 0.95, groups: np.ndarray | None = None) -> list[Interval]:
     """As `crossed`, of several comparisons at once, so that all hold with probability `level`: m of [fits, items].
 
     Single-step maximum t (Hothorn, Bretz and Westfall 2008, "Simultaneous inference in general parametric models").
@@ -270,7 +309,7 @@ def _range(power: Callable[[float], float], interval: Interval) -> tuple[float, 
 
 
 def verdicts(
-    scores: Sequence[np.ndarray], margin: float, level: float = 0.95, groups: np.ndarray | None = None
+    scores: Sequence[Scores], margin: float, level: float = 0.95, groups: np.ndarray | None = None
 ) -> list[Verdict]:
     """What can be said of each comparison, all at once: m of [fits, items], as `simultaneous` has them.
 
@@ -290,7 +329,7 @@ def verdicts(
     outer, inner = _intervals(family, level), _intervals(family, round(2 * level - 1, 12))
     sizes = None if groups is None else np.unique(groups, return_counts=True)[1]
     return [
-        _verdict(interval, narrow, margin, _adjusted(interval, family.beyond), len(values), sizes)
+        _verdict(interval, narrow, margin, _adjusted(interval, family.beyond), _numbers(values)[0], sizes)
         for interval, narrow, values in zip(outer, inner, scores, strict=True)
     ]
 
@@ -318,7 +357,7 @@ def too_few_groups(sizes: np.ndarray | None) -> str:
 
 
 def _verdict(
-    interval: Interval, narrow: Interval, margin: float, p: float, fits: int, sizes: np.ndarray | None
+    interval: Interval, narrow: Interval, margin: float, p: float, fits: tuple[int, ...], sizes: np.ndarray | None
 ) -> Verdict:
     if warning := too_few_groups(sizes):
         return Verdict("", interval, margin, (0.0, 0.0), p, narrow, "", (0.0, 0.0), warning)
@@ -329,8 +368,16 @@ def _verdict(
     return Verdict(word, interval, margin, powers, p, narrow, size, equal, _warning(fits, sizes))
 
 
-def _warning(fits: int, sizes: np.ndarray | None) -> str:
-    if fits == 2:
+def _numbers(scores: Scores) -> tuple[tuple[int, ...], int]:
+    """(The number of fits, or of seeds and of draws, the fewest of a part; the number of items)."""
+    return ((len(scores),) if isinstance(scores, Apart) else scores.shape[:-1]), scores.shape[-1]
+
+
+def _warning(fits: tuple[int, ...], sizes: np.ndarray | None) -> str:
+    if len(fits) == 2 and 2 in fits:
+        what = "seeds" if fits[0] == 2 else "draws of labels"
+        return f"Two {what} say little of how {what} vary: give three or more before you trust the word."
+    if 2 in fits:
         return "Two fits say little of how fits vary: give three seeds or more before you trust the word."
     return warning_of_groups(sizes)
 
@@ -352,32 +399,59 @@ class _Family(NamedTuple):
     """What `largest_beyond` says of them."""
 
 
-def _family(scores: Sequence[np.ndarray], groups: np.ndarray | None) -> _Family:
+def _family(scores: Sequence[Scores], groups: np.ndarray | None) -> _Family:
     arrays = [checked(array) for array in scores]
-    together = len({array.shape for array in arrays}) == 1
-    stacks = [np.stack(arrays)] if together else [array[None] for array in arrays]
-    numbers = [None if groups is None else numbered(groups, stack.shape[2]) for stack in stacks]
-    values = [by_group(stack, number) for stack, number in zip(stacks, numbers, strict=True)]
-    parts = [(mean_squares(stack), *stack.shape[1:], unseen_items(stack, sizes)) for stack, sizes in values]
-    known = [standard_errors(*part) for part in parts]
-    correlation = correlations(*parts[0]) if together else np.eye(len(arrays))
+    together = len({_shapes(array) for array in arrays}) == 1
+    known = [_known(of_shape, groups) for of_shape in ([arrays] if together else [[array] for array in arrays])]
+    correlation = known[0][2] if together else np.eye(len(arrays))
     return _Family(
         [float(array.mean()) for array in arrays],
-        [float(error) for errors, _ in known for error in errors],
-        [float(freedom) for _, degrees in known for freedom in degrees],
+        [float(error) for errors, _, _ in known for error in errors],
+        [float(freedom) for _, degrees, _ in known for freedom in degrees],
         largest_beyond(correlation),
     )
 
 
-def checked(scores: np.ndarray) -> np.ndarray:
-    """The scores of one comparison, float [fits, items]; raises InputError for fewer than two of either, and NaN."""
+def _shapes(scores: Scores) -> tuple[tuple[int, ...], ...]:
+    """The shapes of the arrays of one comparison."""
+    return tuple(part.shape for part in scores.parts) if isinstance(scores, Apart) else (scores.shape,)
+
+
+def _known(scores: Sequence[Scores], groups: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(standard errors [m], degrees [m], correlations [m, m]) of m comparisons of the same shapes."""
+    numbers = None if groups is None else numbered(groups, scores[0].shape[-1])
+    apart = [each.parts for each in scores if isinstance(each, Apart)]
+    if apart:
+        parts, of_parts = zip(*(by_group(np.stack(part), numbers) for part in zip(*apart, strict=True)), strict=True)
+        return standard_errors_apart(parts, unseen_items(sum(part.mean(1) for part in parts)[:, None], of_parts[0]))
+    values, sizes = by_group(np.stack([each for each in scores if not isinstance(each, Apart)]), numbers)
+    unseen = unseen_items(values, sizes)
+    if values.ndim == 4:
+        _, seeds, draws, many = values.shape
+        of_draws = mean_squares_of_draws(values), seeds, draws, many, unseen
+        return *standard_errors_of_draws(*of_draws), correlations_of_draws(*of_draws)
+    _, fits, many = values.shape
+    of_fits = mean_squares(values), fits, many, unseen
+    return *standard_errors(*of_fits), correlations(*of_fits)
+
+
+def checked(scores: Scores) -> Scores:
+    """The scores of one comparison, in float; raises InputError for fewer than two fits (seeds, draws) of any part, or
+    items, and NaN."""
+    if isinstance(scores, Apart):
+        parts = tuple(np.asarray(checked(part)) for part in scores.parts)
+        if len({part.shape[-1] for part in parts}) > 1 or any(part.ndim != 2 for part in parts):
+            raise InputError(f"parts of shapes {[part.shape for part in parts]}: give [fits, items], the same items")
+        return Apart(parts)
     scores = np.asarray(scores, float)
-    if scores.ndim != 2 or not np.isfinite(scores).all():
+    if scores.ndim not in (2, 3) or not np.isfinite(scores).all():
         raise InputError(f"scores of shape {scores.shape}: give finite numbers, [fits, items]")
     if len(scores) < 2:
         raise InputError(f"scores of {len(scores)} fit: give two seeds or more, or use `over_items` for this fit alone")
-    if scores.shape[1] < 2:
-        raise InputError(f"scores of {scores.shape[1]} test item: give two or more")
+    if scores.ndim == 3 and scores.shape[1] < 2:
+        raise InputError(f"scores of {scores.shape[1]} draw of labels: give two or more, or [fits, items]")
+    if scores.shape[-1] < 2:
+        raise InputError(f"scores of {scores.shape[-1]} test item: give two or more")
     return scores
 
 
@@ -489,7 +563,7 @@ class Sizes(NamedTuple):
 
 
 def by_group(scores: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.ndarray, Sizes]:
-    """Scores of groups of items, float [m, fits, items] to [m, fits, groups]; groups int [items], or each item alone.
+    """Scores of groups of items, float [..., items] to [..., groups]; groups int [items], or each item alone.
 
     A fit with the mean r over its items has of a group the score r + (total - r size) groups / items, whose mean over
     groups is r: the linearised ratio estimator of cluster sampling (Cochran 1977, "Sampling techniques", 3rd edition,
@@ -500,14 +574,14 @@ def by_group(scores: np.ndarray, groups: np.ndarray | None = None) -> tuple[np.n
     >>> scores.tolist(), tuple(sizes)
     ([[[-0.5, 0.5]]], (1.0, 2.0))
     """
-    items = scores.shape[2]
+    items = scores.shape[-1]
     if groups is None:
         return scores, Sizes(1.0, float(items))
     sizes = np.unique(groups, return_counts=True)[1]
     if len(sizes) == items:
         return scores, Sizes(1.0, float(items))
-    totals = np.add.reduceat(scores[:, :, np.argsort(groups, kind="stable")], np.cumsum(sizes) - sizes, axis=2)
-    means = totals.sum(2, keepdims=True) / items
+    totals = np.add.reduceat(scores[..., np.argsort(groups, kind="stable")], np.cumsum(sizes) - sizes, axis=-1)
+    means = totals.sum(-1, keepdims=True) / items
     linear = means + (totals - means * sizes) * (len(sizes) / items)
     return linear, Sizes(float(np.mean((sizes / sizes.mean()) ** 2)), as_many(sizes))
 
@@ -525,7 +599,8 @@ def as_many(sizes: np.ndarray) -> float:
 
 
 def unseen_items(scores: np.ndarray, sizes: Sizes | None = None) -> np.ndarray:
-    """What to add to the mean squares of items where hardly any item differs from the rest: [m, fits, items] to [m].
+    """What to add to the mean squares of items where hardly any item differs from the rest: [m, fits, items] to [m],
+    or [m, seeds, draws, items], whose fits are of all seeds and draws.
 
     So many items are added as `UNSEEN` says, with the mean square of those that differ and of a quarter of one more, on
     which all fits have the score 1 (as Agresti and Min 2005, "Simple improved confidence intervals for comparing
@@ -538,9 +613,9 @@ def unseen_items(scores: np.ndarray, sizes: Sizes | None = None) -> np.ndarray:
     >>> unseen_items(np.tile([1.0, -1.0], (1, 5, 50))).item()
     0.0
     """
-    _, fits, items = scores.shape
+    items, fits = scores.shape[-1], math.prod(scores.shape[1:-1])
     typical, many = sizes or Sizes(1.0, float(items))
-    rest = scores.mean(1)
+    rest = scores.mean(tuple(range(1, scores.ndim - 1)))
     rest = (rest - rest.mean(1, keepdims=True)) ** 2
     squares, fourth = rest.sum(1), (rest**2).sum(1)
     some = squares > 0
@@ -594,7 +669,11 @@ def correlations(squares: Squares, fits: int, items: int, unseen: np.ndarray | f
     """
     error, degrees = standard_errors(squares, fits, items, unseen)
     scale = np.where(error > 0, error, 1) * np.sqrt(fits * items)
-    estimates = (squares.fits + squares.items - squares.residual) / np.outer(scale, scale)
+    return _shrunk((squares.fits + squares.items - squares.residual) / np.outer(scale, scale), degrees)
+
+
+def _shrunk(estimates: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Estimated correlations [m, m] of means whose errors have these degrees [m], shrunk as `correlations` says."""
     estimates = np.clip(estimates, -1, 1)
     np.fill_diagonal(estimates, 0)
     m = len(estimates)
@@ -604,6 +683,138 @@ def correlations(squares: Squares, fits: int, items: int, unseen: np.ndarray | f
     nearest = (vectors * np.maximum(values, 0)) @ vectors.T  # estimated products need not be those of any variables
     size = np.sqrt(np.diag(nearest))
     return np.asarray(nearest / np.outer(size, size))
+
+
+class SquaresOfDraws(NamedTuple):
+    """Mean squares, or with off-diagonals the mean products, over seeds, draws and items: [m, m] each."""
+
+    seeds: np.ndarray
+    draws: np.ndarray
+    items: np.ndarray
+    seeds_draws: np.ndarray
+    seeds_items: np.ndarray
+    draws_items: np.ndarray
+    residual: np.ndarray
+
+
+def mean_squares_of_draws(scores: np.ndarray) -> SquaresOfDraws:
+    """Three-way analysis of variance without replication: float [m, seeds, draws, items] to seven [m, m].
+
+    Searle, Casella and McCulloch 1992, "Variance components", chapter 4.
+
+    >>> squares = mean_squares_of_draws(np.arange(8.0).reshape(1, 2, 2, 2))
+    >>> [part.item() for part in squares]
+    [32.0, 8.0, 2.0, 0.0, 0.0, 0.0, 0.0]
+    """
+    _, seeds, draws, items = scores.shape
+    rest = scores - scores.mean((1, 2, 3), keepdims=True)
+    effects: list[np.ndarray] = []
+    for axes in ((2, 3), (1, 3), (1, 2), (3,), (2,), (1,)):  # over which to take means: a main effect, then pairs
+        effect = rest.mean(axes, keepdims=True)
+        rest = rest - effect
+        effects.append(effect)
+    effects.append(rest)
+    degrees = (seeds - 1, draws - 1, items - 1)
+    of_effects = (*degrees, degrees[0] * degrees[1], degrees[0] * degrees[2], degrees[1] * degrees[2])
+    parts = []
+    for effect, freedom in zip(effects, (*of_effects, math.prod(degrees)), strict=True):
+        flat, repeats = effect.reshape(len(effect), -1), scores[0].size / effect[0].size
+        parts.append(flat @ flat.T * (repeats / freedom))
+    return SquaresOfDraws(*parts)
+
+
+def standard_errors_of_draws(
+    squares: SquaresOfDraws, seeds: int, draws: int, items: int, unseen: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors of the m means over seeds, draws and items drawn anew, and their degrees, float [m] each.
+
+    With the mean squares A of seeds, B of draws and AB of both, C of items, AC and BC of them with either, E of the
+    residual, the variance of a mean times seeds draws items is estimated by A + B - AB, of the fits, and C - AC - BC +
+    E, of the items: all that the expected mean squares leave of their components (Searle, Casella and McCulloch 1992,
+    chapter 4). It is what Cameron, Gelbach and Miller 2011, "Robust inference with multiway clustering", adds and
+    subtracts over three ways of clustering (Journal of Business and Economic Statistics 29). Such an estimate may be
+    too small, or below 0, so the part of the fits is at least the greater of A and B, and that of the items at least 0
+    with `unseen` added. A and B are at least the share `least_share` of AB and of AC or BC, for the reason that
+    `crossed` gives.
+
+    Degrees are those of Satterthwaite 1946, of A and B and the items, with the upper 90 % limit of A or B, whichever is
+    greater, in its place: few seeds, or few draws, may agree by chance. Of studies from that model with 1,000 items, 95
+    % cover 94.8 to 99.8 % for 2 to 20 seeds and draws; 94.9 to 97.9 % for five of each, whether seeds vary, draws,
+    both, both together, items, or nothing does (`tests/test_draws.py`).
+
+    >>> ones = SquaresOfDraws(*(np.eye(1) * part for part in (9.0, 4.0, 4.0, 1.0, 1.0, 1.0, 1.0)))
+    >>> error, degrees = standard_errors_of_draws(ones, 5, 5, 100)
+    >>> round(error.item(), 4), round(degrees.item(), 1)
+    (0.0775, 5.7)
+    """
+    a, b, c, ab, ac, bc, e = (np.diag(part) for part in squares)
+    a = np.maximum(a, np.maximum(np.maximum(ab, ac) * least_share(seeds), e / items))
+    b = np.maximum(b, np.maximum(np.maximum(ab, bc) * least_share(draws), e / items))
+    of_fits = np.maximum(np.maximum(a, b), a + b - ab)
+    c = c + unseen
+    of_items = np.maximum(c - ac - bc + e, 0)
+    limits = a * (seeds - 1) / special.chdtri(seeds - 1, 0.9), b * (draws - 1) / special.chdtri(draws - 1, 0.9)
+    by_seeds = limits[0] >= limits[1]
+    few, other = np.where(by_seeds, limits[0], limits[1]), np.where(by_seeds, b, a)
+    spread = few**2 / np.where(by_seeds, seeds - 1, draws - 1) + other**2 / np.where(by_seeds, draws - 1, seeds - 1)
+    both = (seeds - 1) * (draws - 1)
+    more = c**2 + ac**2 / (seeds - 1) + bc**2 / (draws - 1) + e**2 / both
+    spread = spread + np.where(of_items > 0, more, 0) / (items - 1)
+    known = spread > 0
+    degrees = np.where(known, (few + other + of_items) ** 2 / np.where(known, spread, 1), min(seeds, draws) - 1)
+    return np.sqrt((of_fits + of_items) / (seeds * draws * items)), degrees
+
+
+def correlations_of_draws(
+    squares: SquaresOfDraws, seeds: int, draws: int, items: int, unseen: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """Correlations of the m means over seeds, draws and items, float [m, m], shrunk as those of `correlations`."""
+    error, degrees = standard_errors_of_draws(squares, seeds, draws, items, unseen)
+    scale = np.where(error > 0, error, 1) * np.sqrt(seeds * draws * items)
+    a, b, c, ab, ac, bc, e = squares
+    return _shrunk((a + b + c - ab - ac - bc + e) / np.outer(scale, scale), degrees)
+
+
+def standard_errors_apart(
+    parts: Sequence[np.ndarray], unseen: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(standard errors [m], degrees [m], correlations [m, m]) of sums of means of parts, float [m, fits, items] each.
+
+    Fits of two parts have nothing in common, and the items all. The variance of a sum times items is estimated by the
+    sum of A / fits over the parts, A being their mean squares of fits, and by how much more the sums of the items vary
+    than the sum of E / fits of the residuals. Of one part all is as `standard_errors` and `correlations` have it.
+    Degrees are those of Satterthwaite 1946, with the upper 90 % limit of the part whose limit is the greatest in its
+    place, for the reason that `crossed` gives.
+
+    >>> part = np.array([[[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 1.0, 1.0]]])
+    >>> [round(float(each.item()), 3) for each in standard_errors_apart([part, part])[:2]]
+    [0.451, 4.637]
+    """
+    squares = [mean_squares(part) for part in parts]
+    fits, items = np.array([part.shape[1] for part in parts])[:, None], parts[0].shape[2]
+    least = [max(least_share(part.shape[1]), 1 / items) for part in parts]
+    a, e = (
+        np.array([np.diag(each) for each in of_kind]) / fits
+        for of_kind in zip(*((s.fits, s.residual) for s in squares), strict=True)
+    )
+    a = np.maximum(a, e * np.array(least)[:, None])
+    sums = np.sum([part.mean(1) for part in parts], axis=0)
+    rest = sums - sums.mean(1, keepdims=True)
+    products = rest @ rest.T / (items - 1)
+    varied = np.diag(products) + unseen
+    more = np.maximum(varied - e.sum(0), 0)
+    limits = a * (fits - 1) / special.chdtri(fits - 1, 0.9)
+    few = np.where(np.arange(len(parts))[:, None] == limits.argmax(0), limits, a)
+    spread = (few**2 / (fits - 1)).sum(0)
+    spread = spread + np.where(more > 0, varied**2 + (e**2 / (fits - 1)).sum(0), 0) / (items - 1)
+    known = spread > 0
+    degrees = np.where(known, (few.sum(0) + more) ** 2 / np.where(known, spread, 1), fits.min() - 1)
+    error = np.sqrt((a.sum(0) + more) / items)
+    scale = np.where(error > 0, error, 1) * np.sqrt(items)
+    together = products + sum(
+        (each.fits - each.residual) / len(part[0]) for each, part in zip(squares, parts, strict=True)
+    )
+    return error, degrees, _shrunk(together / np.outer(scale, scale), degrees)
 
 
 def largest_beyond(correlation: np.ndarray) -> Callable[[float], float]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tljax.study import results as of_results
 from tljax.study import units
-from tljax.study.results import Result
+from tljax.study.results import Replicate, Result, replicate
 from tljax.study.units import ACCURACY
 from tljax.types import InputError, Metric
 
@@ -47,7 +47,7 @@ class Summary:
     """With its options, such as 'last_k:k=2'."""
     train_examples: int
     seeds: int
-    """How many fits there are."""
+    """How many fits there are: seeds, or seeds times draws of labels."""
     diverged: int
     """How many of them diverged."""
     counted: int
@@ -122,10 +122,11 @@ def require_one_recipe(members: Sequence[Result]) -> None:
     seeds: dict[Any, Result] = {}
     for result in members:
         what = f"{label(result)} with {result.train_examples:,} labels" if result.train_examples else label(result)
-        other = seeds.setdefault(result.seed, result)
+        other = seeds.setdefault(replicate(result), result)
         if other is not result:
+            under = f"seed {result.seed}" + ("" if result.draw is None else f" and draw {result.draw}")
             raise InputError(
-                f"'{other.name}' and '{result.name}' are both {what} under seed {result.seed}: keep one "
+                f"'{other.name}' and '{result.name}' are both {what} under {under}: keep one "
                 "of them, or give them run directories of their own"
             )
         for name in ("recipe", "steps", "phase_steps"):
@@ -289,6 +290,6 @@ def _gains(counted: Sequence[Result], scratch: Sequence[Result]) -> list[float]:
     ]
 
 
-def _pair(result: Result) -> tuple[str, int, int]:
+def _pair(result: Result) -> tuple[str, int, Replicate]:
     """What a fit and the fit from scratch beside it have in common."""
-    return result.target, result.train_examples, result.seed
+    return result.target, result.train_examples, replicate(result)

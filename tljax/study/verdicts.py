@@ -9,6 +9,7 @@ accuracy, else real numbers. `statistics` takes scores of the size of 1. Real on
 `scale`, and what it says of them is multiplied by it again.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,8 +18,9 @@ import numpy as np
 import scipy
 
 from tljax.study import sample_size, sequences, statistics, units
-from tljax.study.results import Result
+from tljax.study.results import Replicate, Result, SeedAndDraw
 from tljax.study.sample_size import SeedsNeeded
+from tljax.study.statistics import Apart, Scores
 from tljax.study.summary import Curves, listed
 from tljax.study.units import ACCURACY
 from tljax.types import InputError, Metric
@@ -39,7 +41,7 @@ class Comparison(NamedTuple):
     """Labels: one number of examples, or all that the area under the budget curve is over."""
     against: str
     fits: int
-    """Pairs of one seed."""
+    """Pairs of one seed (of one seed and draw of labels, where these are crossed)."""
     items: int
     """Test examples."""
     mean: float
@@ -119,9 +121,9 @@ class Cell(NamedTuple):
     """Whether it is scratch with the source's steps added to its own."""
 
 
-Right = Mapping[Cell, Mapping[int, np.ndarray]]
-"""{cell: {seed: scores on the test examples, [items]}}: bool, which examples the fit gets right; float of a metric
-other than accuracy, more is better; of a diverged fit `DivergedScores`."""
+Right = Mapping[Cell, Mapping[Any, np.ndarray]]
+"""{cell: {seed, or seed and draw, as `results.replicate`: scores on the test examples, [items]}}: bool, which examples
+the fit gets right; float of a metric other than accuracy, more is better; of a diverged fit `DivergedScores`."""
 
 Groups = Mapping[str, np.ndarray | None]
 """{test set, by the name of its target (or source, of retention): which test examples are alike, int [items], or
@@ -185,20 +187,61 @@ def differences(right: Right, cell: Cell, base: Cell) -> np.ndarray:
     return np.array(pairs) if pairs else np.zeros((0, 0))
 
 
-def area(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
+def area(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> Scores:
     """Differences of the area under the budget curve, over pairs that all budgets share: float64 [pairs, items].
 
     The mean over the logarithm of the label budget, by trapezoids; cells and bases are in the order of the budgets.
+    Where no two budgets share a seed the parts are `statistics.Apart`, one a budget. Where draws of labels are crossed
+    with seeds the pairs are [seeds, draws, items]. Raises InputError where not every seed has every draw.
+
+    >>> cells = [Cell("a", "b", name, 10) for name in ("full", "scratch")]
+    >>> fits = {SeedAndDraw(seed, draw): np.array([True, seed > draw]) for seed in range(2) for draw in range(3)}
+    >>> area({cell: fits for cell in cells}, cells[:1], cells[1:]).shape
+    (2, 3, 2)
     """
-    common = shared(right, (*cells, *bases))
-    paired = {cell: {seed: right[cell][seed] for seed in common} for cell in (*cells, *bases)}
+    entered, shares = entering(right, cells, bases), weights([cell.budget for cell in cells])
+    if entered[0] != entered[-1]:
+        parts = [
+            share * differences(_among(right, (cell, base), seeds), cell, base)
+            for cell, base, seeds, share in zip(cells, bases, entered, shares, strict=True)
+        ]
+        return Apart(tuple(parts))
+    common = entered[0]
+    crossed = [each for each in common if isinstance(each, SeedAndDraw)]
+    seeds, draws = ({each[i] for each in crossed} for i in (0, 1))
+    if crossed and (len(crossed) < len(common) or len(common) < len(seeds) * len(draws)):
+        raise InputError(
+            f"fits of {cells[0].strategy} on {cells[0].target} are of {len(seeds)} seeds and {len(draws)} draws of "
+            f"labels, but {len(common)} in number: report runs by themselves, in which every seed has every draw"
+        )
+    paired = _among(right, (*cells, *bases), common)
     parts = [differences(paired, cell, base) for cell, base in zip(cells, bases, strict=True)]
-    return np.tensordot(weights([cell.budget for cell in cells]), np.stack(parts), 1)
+    values = np.tensordot(shares, np.stack(parts), 1)
+    return values.reshape(len(seeds), len(draws), -1) if crossed else values
 
 
-def shared(right: Right, cells: Sequence[Cell]) -> set[int]:
-    """The seeds under which every cell has a fit."""
-    return set.intersection(*(set(right.get(cell, {})) for cell in cells))
+def _among(right: Right, cells: Iterable[Cell], seeds: Collection[Replicate]) -> Right:
+    """The scores of these cells under these seeds."""
+    return {cell: {seed: right[cell][seed] for seed in seeds} for cell in cells}
+
+
+def entering(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> list[set[Replicate]]:
+    """For each cell the seeds (and draws) whose pairs enter an area: those that all budgets share.
+
+    Where no two budgets share any, and each has two pairs or more, those of each.
+
+    >>> cells, bases = ([Cell("a", "b", name, budget) for budget in (10, 100)] for name in ("full", "scratch"))
+    >>> fits = lambda *seeds: dict.fromkeys(seeds, np.zeros(2))
+    >>> one, other = fits(0, 1), fits(2, 3, 4)
+    >>> entering({cells[0]: one, bases[0]: one, cells[1]: other, bases[1]: other}, cells, bases)
+    [{0, 1}, {2, 3, 4}]
+    """
+    each = [set(right.get(cell, {})) & set(right.get(base, {})) for cell, base in zip(cells, bases, strict=True)]
+    common = set.intersection(*each)
+    every = set.union(*each)
+    apart = len(every) == sum(map(len, each)) and all(len(seeds) > 1 for seeds in each) and len(cells) > 1
+    crossed = any(isinstance(seed, SeedAndDraw) for seed in every)
+    return each if apart and not crossed else [common] * len(each)
 
 
 def weights(budgets: Sequence[int]) -> np.ndarray:
@@ -340,8 +383,8 @@ def bases_of(cells: Sequence[Cell], base: str, longer: bool = False) -> list[Cel
     return [cell._replace(source=None if from_scratch else cell.source, strategy=base, longer=longer) for cell in cells]
 
 
-def _scores(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> np.ndarray:
-    """Paired differences of cells and their bases, float64 [pairs, items]; no pair where the base has no fits."""
+def _scores(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> Scores:
+    """Paired differences of cells and their bases, as `area` has them; no pair where the base has no fits."""
     return area(right, cells, bases) if all(cell in right for cell in bases) else np.zeros((0, 0))
 
 
@@ -409,8 +452,12 @@ def _with_verdict(comparison: Comparison, verdict: statistics.Verdict, bounded: 
 
 def _copies(right: Right, cells: Sequence[Cell], bases: Sequence[Cell]) -> bool:
     """Whether in no cell a fit differs by its seed: a fit that was copied, or a learner that draws nothing."""
-    seeds = sorted(shared(right, (*cells, *bases)))
-    by_cell = [[right[cell][seed] for seed in seeds] for cell in (*cells, *bases)]
+    entered = entering(right, cells, bases)
+    by_cell = [
+        [right[c][seed] for seed in sorted(seeds)]
+        for side in (cells, bases)
+        for c, seeds in zip(side, entered, strict=True)
+    ]
     return all(np.array_equal(scores, fits[0]) for fits in by_cell for scores in fits)
 
 
@@ -571,19 +618,22 @@ def alone(
     scores = _scores(right, cells, bases)
     if not len(scores):
         return None
-    seeds = shared(right, (*cells, *bases))
-    lost = [sum(diverged(right[cell][seed]) for cell in side for seed in seeds) for side in (cells, bases)]
-    unused = sum(len(right[cell].keys() - seeds) for cell in (*cells, *bases)) if len(cells) > 1 else 0
+    entered = entering(right, cells, bases)
+    sides = [list(zip(side, entered, strict=True)) for side in (cells, bases)]
+    lost = [sum(diverged(right[cell][seed]) for cell, seeds in side for seed in seeds) for side in sides]
+    unused = sum(len(right[cell].keys() - seeds) for side in sides for cell, seeds in side) if len(cells) > 1 else 0
     of_items, rights = conditions.groups, binary(right, (*cells, *bases))
     many = None if of_items is None else len(np.unique(of_items))
-    single = len(scores) == len(cells) == 1 and not any(lost) and many != 1
-    p = statistics.mcnemar(scores[0] > 0, scores[0] < 0, of_items) if single and rights else None
+    of_pair = scores[0] if isinstance(scores, np.ndarray) and len(scores) == 1 else None
+    single = of_pair is not None and len(cells) == 1 and not any(lost) and many != 1
+    p = statistics.mcnemar(of_pair > 0, of_pair < 0, of_items) if of_pair is not None and single and rights else None
     mean, low, high = float(scores.mean()), np.nan, np.nan
     if many != 1:  # of one group nothing is known of others
-        several = len(scores) > 1
-        judge = statistics.crossed if several else statistics.over_items
-        judge = sequences.interval if several and conditions.sequence else judge
-        interval = judge((scores if several else scores[0]) / conditions.scale, level, of_items)
+        if of_pair is not None:
+            interval = statistics.over_items(of_pair / conditions.scale, level, of_items)
+        else:
+            judge = sequences.interval if conditions.sequence else statistics.crossed
+            interval = judge(scores / conditions.scale, level, of_items)
         mean, low, high, error, degrees, _ = _scaled(interval, conditions.scale)
         if single and not rights:
             p = 2 * float(scipy.stats.t.sf(abs(mean) / error, degrees))
@@ -593,8 +643,8 @@ def alone(
         strategy=cells[0].strategy,
         budgets=tuple(cell.budget for cell in cells),
         against=against.format(base),
-        fits=scores.shape[0],
-        items=scores.shape[1],
+        fits=math.prod(scores.shape[:-1]),
+        items=scores.shape[-1],
         mean=mean,
         low=_possible(low) if rights else low,
         high=_possible(high) if rights else high,
