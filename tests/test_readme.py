@@ -307,7 +307,7 @@ def test_the_first_page_is_short_and_names_every_strategy_with_their_number():
     assert named == set(command_line.strategies()) and section.strip().startswith(f"{len(named)} ")
 
 
-def test_the_figures_of_the_first_page_stand_in_the_tables_of_the_results():
+def test_the_figures_of_the_first_page_are_those_of_the_results():
     section = TEXT.partition("## Results")[2].partition("\n## ")[0]
     figures = re.findall(r"[+-][\d.]+ \[[^]]*\]|[\d.]+ %", section.partition("\n|")[2])
     tables = RESULTS.replace(" | [", " [")
