@@ -64,10 +64,12 @@ def run(flags: Mapping[str, Any], audit_flags: AuditFlags) -> "Report":
     del flags
     folder = _folder(audit_flags.output)
     at_least = _grade(audit_flags.at_least)
-    of_checkpoints = [name for name in ("before", "after", "mask") if getattr(audit_flags, name)]
-    if audit_flags.step and of_checkpoints:
-        raise InputError(f"--step and --{of_checkpoints[0]}: audit a step, or two checkpoints, and leave the other out")
-    report = _of_step(audit_flags.step) if audit_flags.step else _of_checkpoints(audit_flags)
+    checkpoint_flags = [name for name in ("before", "after", "mask") if getattr(audit_flags, name)]
+    if audit_flags.step and checkpoint_flags:
+        raise InputError(
+            f"--step and --{checkpoint_flags[0]}: audit a step, or two checkpoints, and leave the other out"
+        )
+    report = _audit_step(audit_flags.step) if audit_flags.step else _audit_checkpoints(audit_flags)
     failures = _failures(report, at_least, audit_flags.leaks)
     from experiments.pages import audit as page  # draws: matplotlib takes a second to import
 
@@ -118,7 +120,7 @@ def _command(audit_flags: AuditFlags) -> str:
 # ---- A step
 
 
-def _of_step(text: str) -> "Report":
+def _audit_step(text: str) -> "Report":
     """The audit of what a function makes. Raises InputError, with the line of its file, for what fails there."""
     from tljax import audit
 
@@ -145,7 +147,7 @@ def _of_step(text: str) -> "Report":
     except (Exception, SystemExit) as error:
         raise InputError(f"{what} cannot be read: {plugins.describe(error, arguments['step'])}") from error
 
-    if calls := [finding for finding in report.of("frozen", "not decided") if "_callback'" in finding.detail]:
+    if calls := [finding for finding in report.select("frozen", "not decided") if "_callback'" in finding.detail]:
         source = f" at {calls[0].source}" if calls[0].source else ""
         raise InputError(
             f"{what}: what is frozen goes through the host{source}, where nothing is known of it: "
@@ -185,7 +187,7 @@ def _arguments(what: str, name: str, returned: Any) -> dict[str, Any]:
 # ---- Two checkpoints
 
 
-def _of_checkpoints(audit_flags: AuditFlags) -> "Report":
+def _audit_checkpoints(audit_flags: AuditFlags) -> "Report":
     """The audit of two checkpoints and the mask that is said to have trained."""
     if not audit_flags.before or not audit_flags.after or not audit_flags.mask:
         raise InputError(

@@ -29,7 +29,7 @@ import numpy as np
 
 from experiments.runs import budgets, command_line, console, directory, fit, metrics, plan, process
 from experiments.runs.command_line import flag
-from experiments.runs.settings import FLAGS, ComputeFlags, Settings, parse_flags
+from experiments.runs.settings import ComputeFlags, Settings
 from tljax import batch_stats, checkpoint, evaluate, models, paths, plugins, train
 from tljax.study import results
 from tljax.study.results import Result
@@ -117,10 +117,7 @@ def _members(options: MergeFlags) -> list[Member]:
         folder = Path(name)
         if not (folder / "results.jsonl").is_file() or not (folder / "flags.flags").is_file():
             raise InputError(f"--runs={name} is no run directory: name one of experiments.transfer or compare")
-        lines = [line for line in directory.flags_text(folder / "flags.flags").splitlines() if line.startswith("--")]
-        settings = Settings.from_flags(
-            **parse_flags(["merge", *(line for line in lines if line[2:].partition("=")[0] in FLAGS)])
-        )
+        settings = directory.recorded_settings(folder)
         superseded = directory.superseded(folder)
         for key, result in directory.finished(folder).items():
             if result.strategy != "pretrain" and key not in superseded:

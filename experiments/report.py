@@ -225,9 +225,7 @@ def _is_repeated(row: Result, other: Result | None) -> bool:
 
 def _flags(run: Path, kinds: Mapping[str, command_line.Kind]) -> dict[str, Any]:
     """The values in flags.flags of a run directory of the flags in `kinds`, {flag: its kind}."""
-    text = directory.flags_text(run / "flags.flags")
-    lines = [line for line in text.splitlines() if line.startswith("--") and line[2:].partition("=")[0] in kinds]
-    return command_line.parse(["report", *lines], kinds)
+    return command_line.parse(["report", *directory.recorded_lines(run, kinds)], kinds)
 
 
 def read_fits(csv_file: Path, predictions: str) -> Predictions:

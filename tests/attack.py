@@ -315,9 +315,9 @@ class Row(NamedTuple):
 def attacked(attack: Attack, count: int, restore: Callable[[], None], patience: float = PATIENCE) -> Row:
     """What comes of at most `count` changes; what escapes is printed."""
     draw, outcomes, slowest = random.Random(f"{attack.what} {attack.reader}"), Counter[str](), 0.0
-    kind, said = outcome(attack.read)
+    kind, words = outcome(attack.read)
     restore()
-    assert kind == "read", f"{attack.what} by {attack.reader} is not read as it is: {said}"
+    assert kind == "read", f"{attack.what} by {attack.reader} is not read as it is: {words}"
     begun = time.perf_counter()
     for change in changes(attack, draw, count):
         if time.perf_counter() - begun > patience:
@@ -325,10 +325,10 @@ def attacked(attack: Attack, count: int, restore: Callable[[], None], patience: 
         what, raw = change()
         attack.file.write_bytes(raw)
         begin = time.perf_counter()
-        kind, said = outcome(attack.read)
+        kind, words = outcome(attack.read)
         slowest = max(slowest, time.perf_counter() - begin)
         if kind == "escaped":
-            print(f"ESCAPED {attack.what} ({what}) by {attack.reader}: {said[-400:]}", flush=True)
+            print(f"ESCAPED {attack.what} ({what}) by {attack.reader}: {words[-400:]}", flush=True)
         outcomes[kind] += 1
         restore()
     return Row(attack, outcomes, slowest)
@@ -340,10 +340,10 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         each.setdefault((row.attack.reader, row.attack.what), []).append(row)
     lines = ["| reader | of | attacks | read | refused | escaped | slowest s |", "|---|---|---|---|---|---|---|"]
-    for (reader, what), own in each.items():
-        counts = sum((row.outcomes for row in own), Counter[str]())
+    for (reader, what), members in each.items():
+        counts = sum((row.outcomes for row in members), Counter[str]())
         numbers = [sum(counts.values()), *(counts[kind] for kind in ("read", "refused", "escaped"))]
-        slowest = max(row.slowest for row in own)
+        slowest = max(row.slowest for row in members)
         lines.append(f"| {reader} | `{what}` | {' | '.join(f'{n:,}' for n in numbers)} | {slowest:.2f} |")
     total = sum((row.outcomes for row in rows), Counter[str]())
     numbers = [sum(total.values()), *(total[kind] for kind in ("read", "refused", "escaped"))]
@@ -374,12 +374,12 @@ Ground = tuple[Path, list[Attack]]
 def of_programs(tasks: Path, folder: Path) -> Iterator[Ground]:
     """What flips.py attacks, and further readers of the same directories."""
     for place, those in flips.every(tasks, folder):
-        found = [Attack(named(a.file, place), a.reader, a.file, a.read, form_of(a.file)) for a in those]
+        attacks = [Attack(named(a.file, place), a.reader, a.file, a.read, form_of(a.file)) for a in those]
         if place.name == "run":
-            found += _of_run(tasks, place, folder)
+            attacks += _of_run(tasks, place, folder)
         if place.name == "study":
-            found += _of_study(tasks, place, folder)
-        yield place, found
+            attacks += _of_study(tasks, place, folder)
+        yield place, attacks
 
 
 def _silent_pages() -> None:
@@ -407,7 +407,7 @@ def _of_run(tasks: Path, run: Path, folder: Path) -> list[Attack]:
     argv = ["transfer", *(line for line in directory.flags_text(run / "flags.flags").splitlines() if line[:2] == "--")]
     argv = [line for line in argv if not line.startswith("--workdir")] + [f"--workdir={run}"]
     flags = parse_flags([line for line in argv if not line.startswith("--source=")])
-    own = Settings.from_flags(**flags | {"source_checkpoint": str(run)})
+    settings = Settings.from_flags(**flags | {"source_checkpoint": str(run)})
     line = next(iter(directory.finished(run).values()))
     mask = run / "masks" / f"{line.name}-phase0"
     params = _nested(checkpoint.load(run / line.checkpoint)[0][line.name])
@@ -422,15 +422,17 @@ def _of_run(tasks: Path, run: Path, folder: Path) -> list[Attack]:
         Attack("flags.flags", "experiments.report --runs", run / "flags.flags", _page(run, folder)),
         Attack("predictions/*.npz", "experiments.report --runs", run / line.predictions, _page(run, folder)),
         Attack("metrics/*/curves.npz", "experiments.report --runs", _curves(run), _page(run, folder)),
-        Attack("checkpoints/**/metadata", "--source_checkpoint", _meta(run), lambda: _source(own, run), CHECKPOINT),
+        Attack(
+            "checkpoints/**/metadata", "--source_checkpoint", _meta(run), lambda: _source(settings, run), CHECKPOINT
+        ),
         Attack("masks/*.json", "masks.load", Path(f"{mask}.json"), lambda: masks.load(mask, params), PLAIN),
     ]
 
 
-def _source(made: Any, run: Path) -> Any:
+def _source(settings: Any, run: Path) -> Any:
     """A source of a run, by its flags and by what it says of its model itself."""
     place = str(_meta(run).parent.parent)
-    return sources.from_checkpoint(made), sources.load(sources.settings_of({"seeds": (0,)}, place, several=True))
+    return sources.from_checkpoint(settings), sources.load(sources.settings_of({"seeds": (0,)}, place, several=True))
 
 
 def _nested(flat: checkpoint.Flat) -> Any:
@@ -464,9 +466,9 @@ def _of_study(tasks: Path, study: Path, folder: Path) -> list[Attack]:
     def looked() -> Any:
         look.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(spare, look)
-        found = predictions.read_study(study)
-        judging = report._judging(report.ReportFlags(), {"x": found.judging or {}}, found.parts)
-        return looks.count(looks.judged_fits(found.parts, "scratch"), judging, (kept,))
+        contents = predictions.read_study(study)
+        judging = report._judging(report.ReportFlags(), {"x": contents.judging or {}}, contents.parts)
+        return looks.count(looks.judged_fits(contents.parts, "scratch"), judging, (kept,))
 
     again: Callable[[], Any] = lambda: compare.main(argv)  # noqa: E731
     eval_file = next(iter((study / "evals").glob("*.json")))
@@ -494,30 +496,30 @@ def of_data(tasks: Path, folder: Path) -> Iterator[Ground]:
 
         return read
 
-    found = [Attack("data.npz", "--source, --target", place / "clothes.npz", anew(str(place / "clothes.npz")))]
+    attacks = [Attack("data.npz", "--source, --target", place / "clothes.npz", anew(str(place / "clothes.npz")))]
     for name, array in _idx().items():
         raw = bytes([0, 0, 8, array.ndim]) + b"".join(struct.pack(">I", n) for n in array.shape)
         file = place / f"{name}-ubyte"
         file.write_bytes(raw + array.tobytes())
-        found.append(Attack("IDX", "data.idx", file, functools.partial(idx.read, file)))
+        attacks.append(Attack("IDX", "data.idx", file, functools.partial(idx.read, file)))
     for split, kind in itertools.product(("train", "test"), ("cat", NOT_TEXT)):
         (place / "pictures" / split / kind).mkdir(parents=True)
         for number in range(2):
             Image.new("L", (6, 6), 40 * number).save(place / "pictures" / split / kind / f"{number}.png")
     picture = place / "pictures" / "train" / "cat" / "0.png"
-    found.append(Attack("CLASS/*.png", "folder:", picture, anew(f"folder:{place / 'pictures'}")))
+    attacks.append(Attack("CLASS/*.png", "folder:", picture, anew(f"folder:{place / 'pictures'}")))
     lines = [f"{split}/{kind}/{n}.png" for split in ("train", "test") for kind in ("cat", NOT_TEXT) for n in range(2)]
     listed = place / "splits.csv"
     text = "file,group\n" + "".join(f"{line},{i}\n" for i, line in enumerate(lines))
     listed.write_bytes(text.encode("utf-8", "surrogateescape"))
     by_list = anew(f"folder:{place / 'pictures'}:splits={listed}")
-    found.append(Attack("splits.csv", "folder:DIR:splits=", listed, by_list, CELLS))
+    attacks.append(Attack("splits.csv", "folder:DIR:splits=", listed, by_list, CELLS))
     shown = (6, 6, 1)
-    found.append(Attack("*.png", "predict --images", picture, lambda: unlabelled.load(picture, shown)))
+    attacks.append(Attack("*.png", "predict --images", picture, lambda: unlabelled.load(picture, shown)))
     np.savez(place / "images.npz", test_images=np.zeros((4, 6, 6), np.uint8))
     packed = place / "images.npz"
-    found.append(Attack("images.npz", "predict --images", packed, lambda: unlabelled.load(packed, shown)))
-    yield place, found
+    attacks.append(Attack("images.npz", "predict --images", packed, lambda: unlabelled.load(packed, shown)))
+    yield place, attacks
 
     data.load(str(place / "clothes.npz"), data_dir=folder / "mapped")
     [there] = (folder / "mapped" / "tljax").iterdir()
@@ -567,20 +569,22 @@ def of_weights(tasks: Path, folder: Path) -> Iterator[Ground]:
 
     save_file({name: np.ascontiguousarray(array) for name, array in flat.items()}, place / "net.safetensors")
     shutil.copy(place / "net.npz.json", place / "net.safetensors.json")
-    found = []
+    attacks = []
     for name in ("net.npz", "net.safetensors"):
-        own = _settings(tasks, place / name)
-        for reader, read, of in (
-            ("--source_checkpoint", functools.partial(sources.from_checkpoint, own), place / name),
+        settings = _settings(tasks, place / name)
+        for reader, read, weights_file in (
+            ("--source_checkpoint", functools.partial(sources.from_checkpoint, settings), place / name),
             ("weights.read", functools.partial(weights.read, place / name), place / name),
             ("--source_checkpoint", functools.partial(_origin, place / name), place / f"{name}.json"),
         ):
-            what = "card.json" if of.suffix == ".json" else name
-            found.append(Attack(what, reader, of, read, PLAIN if of.suffix == ".json" else FORMS.get(name)))
+            what = "card.json" if weights_file.suffix == ".json" else name
+            attacks.append(
+                Attack(what, reader, weights_file, read, PLAIN if weights_file.suffix == ".json" else FORMS.get(name))
+            )
     for name in ("pytorch_archive.pth", "pytorch_sequence.pth", "pytorch_checkpoint.pt"):
         shutil.copy(Path(__file__).parent / "weights" / name, place)
-        found.append(Attack(name, "experiments.convert", place / name, functools.partial(_convert, place / name)))
-    yield place, found
+        attacks.append(Attack(name, "experiments.convert", place / name, functools.partial(_convert, place / name)))
+    yield place, attacks
 
     place = folder / "theirs"
     place.mkdir()
@@ -664,19 +668,19 @@ def of_plugins(tasks: Path, folder: Path) -> Iterator[Ground]:
         "optimizer": optimizers.spec,
         "model": lambda text: models.build(text, 3, hidden=(8,), activation="relu"),
     }
-    found = []
+    attacks = []
     for kind, text in PLUGINS.items():
         file = place / f"{kind}.py"
         file.write_text(text)
         read = functools.partial(reads[kind], f"{file}:{kind}")
-        found.append(Attack("FILE.py", f"--{'strategies' if kind == 'strategy' else kind}", file, read))
-    yield place, found
+        attacks.append(Attack("FILE.py", f"--{'strategies' if kind == 'strategy' else kind}", file, read))
+    yield place, attacks
 
 
 def grounds(tasks: Path, folder: Path) -> Iterator[Ground]:
     """All that is attacked, made in `folder`."""
-    for of in (of_data, of_weights, of_plugins, of_programs):
-        yield from of(tasks, folder)
+    for attacks_of in (of_data, of_weights, of_plugins, of_programs):
+        yield from attacks_of(tasks, folder)
 
 
 def all_rows(tasks: Path, folder: Path, count: int, patience: float) -> list[Row]:
@@ -728,19 +732,19 @@ def by_programs(tasks: Path, folder: Path) -> list[Row]:
     rows = []
     for program, arguments in lines.items():
         outcomes, slowest = Counter[str](), 0.0
-        for given in arguments:
-            own = [] if program in ("report", "predict", "export", "rank") else [f"--workdir={folder / 'new'}"]
+        for words in arguments:
+            workdir = [] if program in ("report", "predict", "export", "rank") else [f"--workdir={folder / 'new'}"]
             begin = time.perf_counter()
-            argv = [sys.executable, "-m", f"experiments.{program}", *given, *own]
+            argv = [sys.executable, "-m", f"experiments.{program}", *words, *workdir]
             try:
                 done = subprocess.run(argv, capture_output=True, timeout=2 * SECONDS, cwd=Path(__file__).parent.parent)
                 line = done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
                 kind = "read" if done.returncode == 0 else "refused" if done.returncode == 1 and line else "escaped"
-                said = done.stderr[-300:]
+                message = done.stderr[-300:]
             except subprocess.TimeoutExpired as error:
-                kind, said = "escaped", repr(error).encode()
+                kind, message = "escaped", repr(error).encode()
             if kind == "escaped":
-                print(f"ESCAPED {argv}: {said!r}", flush=True)
+                print(f"ESCAPED {argv}: {message!r}", flush=True)
             slowest = max(slowest, time.perf_counter() - begin)
             outcomes[kind] += 1
         rows.append(

@@ -185,8 +185,8 @@ def checkpoints(ground: Ground) -> Case:
     draw = ground.random
     line = next(line for line in directory.results(ground.finished) if line.strategy == "pretrain")
     original = ground.finished / line.checkpoint
-    fits, told = checkpoint.load(original)
-    about = {name: value for name, value in told.items() if name != "sha256"}
+    fits, about_fits = checkpoint.load(original)
+    about = {name: value for name, value in about_fits.items() if name != "sha256"}
     fit, place = line.name, ground.folder / "bad"
 
     def other(change: Callable[[dict], dict]) -> Callable[[], None]:
@@ -209,7 +209,7 @@ def checkpoints(ground: Ground) -> Case:
 
         return write
 
-    def said(change: Callable[[dict], object]) -> Callable[[], None]:
+    def changed_about(change: Callable[[dict], object]) -> Callable[[], None]:
         return copied(lambda: rewrite_checkpoint(place, change))
 
     def cut(name: str) -> Callable[[], None]:
@@ -238,14 +238,14 @@ def checkpoints(ground: Ground) -> Case:
         "cut names": cut("state/_METADATA"),
         "no arrays": copied(lambda: shutil.rmtree(place / "state")),
         "no words": copied(lambda: shutil.rmtree(place / "meta")),
-        "lost": said(lambda meta, field=field: meta["about"].pop(field)),
-        "of another kind": said(
+        "lost": changed_about(lambda meta, field=field: meta["about"].pop(field)),
+        "of another kind": changed_about(
             lambda meta, field=field: meta["about"].update({field: draw.choice([7, [7], "x", None])})
         ),
-        "another format": said(lambda meta: meta.update(format=draw.choice(["x", 3, None]))),
+        "another format": changed_about(lambda meta: meta.update(format=draw.choice(["x", 3, None]))),
         "link": copied(lambda: (place / "link").symlink_to("/etc")),
-        "outside": said(lambda meta: meta["leaves"][fit].update({"../../x": ["float32", [2], ""]})),
-        "huge": said(lambda meta, leaf=leaf: meta["leaves"][fit][leaf].__setitem__(1, [10**6, 10**6])),
+        "outside": changed_about(lambda meta: meta["leaves"][fit].update({"../../x": ["float32", [2], ""]})),
+        "huge": changed_about(lambda meta, leaf=leaf: meta["leaves"][fit][leaf].__setitem__(1, [10**6, 10**6])),
         "deep": copied(lambda: (place / "meta" / "metadata").write_text("[" * 10**5)),
         "no fits": lambda: checkpoint.save(place, {"x": {"y": np.zeros(1)}}, about),
     }
@@ -262,15 +262,15 @@ def runs(ground: Ground) -> Case:
 
     def line(change: Callable[[dict], object], honest: bool = False) -> Callable[[], None]:
         def write() -> None:
-            found = (place / "results.jsonl").read_text().splitlines()
-            number = draw.randrange(len(found))
-            made = json.loads(found[number])
-            change(made)
+            lines = (place / "results.jsonl").read_text().splitlines()
+            number = draw.randrange(len(lines))
+            record = json.loads(lines[number])
+            change(record)
             if honest:
-                del made["sha256"]
-                made["sha256"] = directory.digest(made)
-            found[number] = json.dumps(made)
-            (place / "results.jsonl").write_text("\n".join(found) + "\n")
+                del record["sha256"]
+                record["sha256"] = directory.digest(record)
+            lines[number] = json.dumps(record)
+            (place / "results.jsonl").write_text("\n".join(lines) + "\n")
 
         return write
 
@@ -295,9 +295,11 @@ def runs(ground: Ground) -> Case:
     outside = draw.choice(["../x", "/etc/passwd", "checkpoints/../../x", "", "a/b/c", "..", "predictions/\0"])
     ways = {
         "cut results": cut,
-        "lost field": line(lambda made, field=field: made.pop(field)),
-        "altered field": line(lambda made, field=field: made.update({field: draw.choice([7.5, "x", None, [1]])})),
-        "outside": line(lambda made, to=outside: made.update({draw.choice(["checkpoint", "predictions"]): to}), True),
+        "lost field": line(lambda record, field=field: record.pop(field)),
+        "altered field": line(lambda record, field=field: record.update({field: draw.choice([7.5, "x", None, [1]])})),
+        "outside": line(
+            lambda record, to=outside: record.update({draw.choice(["checkpoint", "predictions"]): to}), True
+        ),
         "results of bytes": lambda: (place / "results.jsonl").write_bytes(b"\xff" + draw.randbytes(50)),
         "flags of bytes": lambda: (place / "flags.flags").write_bytes(b"\xff" + draw.randbytes(50)),
         "other flags": lambda: (place / "flags.flags").write_text("--hidden=7\n"),

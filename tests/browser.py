@@ -23,7 +23,7 @@ class Tab(NamedTuple):
     events: list[dict[str, Any]]
 
 
-def found() -> str | None:
+def executable() -> str | None:
     """The browser's path, if there is one."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -72,17 +72,17 @@ class Row(NamedTuple):
     faults: tuple[str, ...]
 
 
-def run(asked: ChaosFlags) -> None:
+def run(chaos_flags: ChaosFlags) -> None:
     """Disturb as often as is asked; raises InputError if anything differs."""
-    counts, place = _counts(asked), asked.workdir
-    given = Path(flagfile(asked.flagfile or "quickstart.flags"))
-    if not given.is_file():
-        raise InputError(f"--flagfile={given} does not exist: give one with the flags of experiments.transfer")
+    counts, place = _counts(chaos_flags), chaos_flags.workdir
+    file = Path(flagfile(chaos_flags.flagfile or "quickstart.flags"))
+    if not file.is_file():
+        raise InputError(f"--flagfile={file} does not exist: give one with the flags of experiments.transfer")
     if place and Path(place).exists():
         raise InputError(f"--workdir={place} exists: name a new folder")
     folder = Path(place or tempfile.mkdtemp(prefix="chaos-")).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    plan = Plan(given.absolute(), folder, random.Random(asked.seed))
+    plan = Plan(file.absolute(), folder, random.Random(chaos_flags.seed))
     for name in ("undisturbed", "again"):  # the second finds its programs compiled, as those to come
         start = time.monotonic()
         with open(folder / f"{name}.log", "w+", encoding="utf-8") as log:
@@ -104,16 +104,18 @@ def run(asked: ChaosFlags) -> None:
         shutil.rmtree(folder)
 
 
-def _counts(asked: ChaosFlags) -> dict[str, int]:
+def _counts(chaos_flags: ChaosFlags) -> dict[str, int]:
     """{kind: signals}; raises InputError for a kind that there is not, and for fewer signals than none."""
-    if set(asked.only) - _KINDS.keys():
-        raise InputError(f"--only={','.join(asked.only)}: write some of {', '.join(_KINDS)} with commas between them")
-    terms = asked.kills if asked.terms is None else asked.terms
-    flips = asked.kills // 2 if asked.flips is None else asked.flips
-    if min(asked.kills, terms, flips) < 0:
+    if set(chaos_flags.only) - _KINDS.keys():
+        raise InputError(
+            f"--only={','.join(chaos_flags.only)}: write some of {', '.join(_KINDS)} with commas between them"
+        )
+    terms = chaos_flags.kills if chaos_flags.terms is None else chaos_flags.terms
+    flips = chaos_flags.kills // 2 if chaos_flags.flips is None else chaos_flags.flips
+    if min(chaos_flags.kills, terms, flips) < 0:
         raise InputError("--kills, --terms and --flips must be 0 or more")
-    counts = {"kill": asked.kills, "term": terms, "flip": flips}
-    return {kind: counts[kind] for kind in _KINDS if kind in asked.only}
+    counts = {"kill": chaos_flags.kills, "term": terms, "flip": flips}
+    return {kind: counts[kind] for kind in _KINDS if kind in chaos_flags.only}
 
 
 def _start(plan: Plan, name: str, log: TextIO) -> subprocess.Popen[bytes]:
@@ -127,8 +129,8 @@ def _finish(process: subprocess.Popen[bytes], log: TextIO) -> None:
     try:
         if process.wait():
             log.seek(0)
-            said = log.read().strip().splitlines() or ["nothing"]
-            raise InputError(f"experiments.transfer ends with code {process.returncode} and says: {said[-1]}")
+            lines = log.read().strip().splitlines() or ["nothing"]
+            raise InputError(f"experiments.transfer ends with code {process.returncode} and says: {lines[-1]}")
     finally:
         process.kill()
 
@@ -136,16 +138,20 @@ def _finish(process: subprocess.Popen[bytes], log: TextIO) -> None:
 def contents(folder: Path) -> dict[str, bytes]:
     """{what: bytes} of all that must not depend on interruptions: results less seconds, predictions, parameters ..."""
     lines = directory.results(folder)
-    found = {"results.jsonl": json.dumps([{**to_json(line), "seconds": 0, "peak_bytes": 0} for line in lines]).encode()}
+    bytes_by_name = {
+        "results.jsonl": json.dumps([{**to_json(line), "seconds": 0, "peak_bytes": 0} for line in lines]).encode()
+    }
     for name in sorted({line.checkpoint for line in lines}):
-        fits, told = checkpoint.load(folder / name)
-        found |= {f"{name}/{fit}/{path}": leaf.tobytes() for fit, of in fits.items() for path, leaf in of.items()}
-        found[name] = json.dumps(told, sort_keys=True).encode()
+        fits, about = checkpoint.load(folder / name)
+        bytes_by_name |= {
+            f"{name}/{fit}/{path}": leaf.tobytes() for fit, leaves in fits.items() for path, leaf in leaves.items()
+        }
+        bytes_by_name[name] = json.dumps(about, sort_keys=True).encode()
     for file in sorted(folder.rglob("*.*")):
         inside = file.relative_to(folder)
         if inside.parts[0] in ("predictions", "masks") or inside.name == "curves.npz":
-            found[str(inside)] = file.read_bytes() if ".damaged" not in file.name else b""
-    return {name: raw for name, raw in found.items() if ".damaged" not in name}
+            bytes_by_name[str(inside)] = file.read_bytes() if ".damaged" not in file.name else b""
+    return {name: raw for name, raw in bytes_by_name.items() if ".damaged" not in name}
 
 
 def _disturb(plan: Plan, kind: str, count: int, expected: Mapping[str, bytes]) -> Row:
@@ -235,8 +241,8 @@ def _flip(folder: Path, moments: random.Random) -> bool:
     return True
 
 
-def _differences(expected: Mapping[str, bytes], found: Mapping[str, bytes], name: str) -> list[str]:
-    odd = [what for what in sorted(expected.keys() | found.keys()) if expected.get(what) != found.get(what)]
+def _differences(expected: Mapping[str, bytes], actual: Mapping[str, bytes], name: str) -> list[str]:
+    odd = [what for what in sorted(expected.keys() | actual.keys()) if expected.get(what) != actual.get(what)]
     return [f"{name}: {', '.join(odd[:3])}{f' and {len(odd) - 3} more' if odd[3:] else ''} differ"] if odd else []
 
 
@@ -265,7 +271,9 @@ def main(argv: Sequence[str]) -> None:
     files = [argument.partition("=")[2] for argument in argv if argument.startswith("--flagfile=")]
     rest = [argument for argument in argv if not argument.startswith("--flagfile=")]
     flagfile = files[-1] if files else None
-    command_line.main(rest, str(__doc__), lambda _, asked: run(replace(asked, flagfile=flagfile)), ChaosFlags)
+    command_line.main(
+        rest, str(__doc__), lambda _, chaos_flags: run(replace(chaos_flags, flagfile=flagfile)), ChaosFlags
+    )
 
 
 if __name__ == "__main__":

@@ -126,6 +126,13 @@ def finished(tasks, tmp_path_factory) -> tuple[Path, list[dict]]:
         return workdir, transfer.run(**arguments(tasks, workdir, weight_decay=0.01, clip=1.0))
 
 
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A copy of that run directory, for tests that change it."""
+    shutil.copytree(finished[0], tmp_path / "w")
+    return tmp_path / "w"
+
+
 @pytest.fixture(scope="session")
 def complete_data() -> Path:
     """The folder of the complete data sets, as `--manual_dir` takes it."""

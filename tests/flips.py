@@ -130,7 +130,7 @@ def of_run(folder: Path, settings: Any, program: str, more: Sequence[str] = ()) 
         parts = [[part.rows, dict(part.predicted), dict(part.curves)] for part in kept.parts]
         return parts, kept.notes, kept.judging, kept.looks
 
-    found, seen = [], Counter[str]()
+    attacks, seen = [], Counter[str]()
     for file in sorted(folder.rglob("*")):
         inside, again = file.relative_to(folder), Attack(file, "the same command again", opened)
         kind = inside.parts[0] + file.suffix
@@ -138,15 +138,15 @@ def of_run(folder: Path, settings: Any, program: str, more: Sequence[str] = ()) 
         if not file.is_file() or file.name.startswith("events") or seen[kind] > 2:
             continue
         if inside.parts[0] in ("predictions", "masks", "metrics"):
-            found.append(again)
+            attacks.append(again)
         if inside.name in ("flags.flags", "results.jsonl", "environment.json"):
-            found.append(again)
+            attacks.append(again)
         ends = inside.name in ("results.jsonl", "environment.json", "study.json")
         if (ends or inside.parts[0] == "predictions") and (folder / "report.html").is_file():
-            found.append(Attack(file, "experiments.report --runs", judged))
+            attacks.append(Attack(file, "experiments.report --runs", judged))
     place = next((folder / "checkpoints").iterdir())
     files = [file for file in sorted(place.rglob("*")) if file.is_file()]
-    return [*found, *(Attack(file, "checkpoint.load", lambda: _load(place)) for file in files)]
+    return [*attacks, *(Attack(file, "checkpoint.load", lambda: _load(place)) for file in files)]
 
 
 _load = checkpoint.load
@@ -175,7 +175,7 @@ def table(outcomes: Sequence[tuple[Attack, Counter[str]]]) -> str:
     lines = ["| file | reader | flips | identical | refused | aloud | escaped |", "|---|---|---|---|---|---|---|"]
     for (file, reader), counts in rows.items():
         each = [counts[kind] for kind in ("identical", "refused", "aloud", "escaped")]
-        lines.append(f"| `{file}` | {reader} | {sum(each):,} | {' | '.join(f'{one:,}' for one in each)} |")
+        lines.append(f"| `{file}` | {reader} | {sum(each):,} | {' | '.join(f'{count:,}' for count in each)} |")
     return "\n".join(lines)
 
 
@@ -188,8 +188,8 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
         return [program, *(f"--{name}={value}" for name, value in (common | flags).items() if value is not None)]
 
     def settings(**flags: Any) -> Any:
-        given = parse_flags(line("x", **flags))
-        return Settings.from_flags(**given)
+        rank_argv = parse_flags(line("x", **flags))
+        return Settings.from_flags(**rank_argv)
 
     run = folder / "run"
     with contextlib.redirect_stdout(io.StringIO()):
@@ -204,18 +204,18 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
         argv = [*line("compare", **pair, strategies="full", workdir=study), *more]
         compare.main(argv)
     judging_flags = command_line.read(argv, compare.CompareFlags)[1]
-    own = command_line.flagfile_lines(judging.with_margin(judging_flags, [units.ACCURACY]))
-    found = of_run(study, settings(**pair, strategies="scratch,full", workdir=study), "compare", own)
+    judging_lines = command_line.flagfile_lines(judging.with_margin(judging_flags, [units.ACCURACY]))
+    attacks = of_run(study, settings(**pair, strategies="scratch,full", workdir=study), "compare", judging_lines)
     right = predictions.right(predictions.read_study(study).parts)
-    found.append(Attack(study / "looks.json", "experiments.compare", lambda: predictions.count_look(study, right)))
-    found.append(Attack(study / "study.json", "experiments.compare", lambda: predictions.count_look(study, right)))
+    attacks.append(Attack(study / "looks.json", "experiments.compare", lambda: predictions.count_look(study, right)))
+    attacks.append(Attack(study / "study.json", "experiments.compare", lambda: predictions.count_look(study, right)))
     for file in (study / "evals").glob("*.json"):
         record = directory.read_record(file) or {}
         about = {name: value for name, value in record.items() if name not in ("accuracy", "scores")}
-        found.append(
+        attacks.append(
             Attack(file, "experiments.compare", lambda file=file, about=about: evaluations._known(file, about))
         )
-    yield study, found
+    yield study, attacks
 
     hunt = folder / "search"
     with contextlib.redirect_stdout(io.StringIO()):
@@ -224,8 +224,8 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
         )
 
     def trials() -> Any:
-        said = studies.opened("search/full/all", str(hunt / "study.journal"), "TPE", "Nop", 0, 60, about, print)
-        return [(trial.params, trial.values, trial.user_attrs, trial.state) for trial in said.study.trials]
+        searched = studies.opened("search/full/all", str(hunt / "study.journal"), "TPE", "Nop", 0, 60, about, print)
+        return [(trial.params, trial.values, trial.user_attrs, trial.state) for trial in searched.study.trials]
 
     import optuna
     from optuna.storages import JournalStorage
@@ -256,17 +256,19 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
 
     ranked = folder / "ranked"
     with contextlib.redirect_stdout(io.StringIO()):
-        given = line("rank", target=tasks / "clothes.npz", strategies="head_only", workdir=ranked)
-        rank.main([*given, f"--sources={many}", "--scores=knn,leep"])
-    one = sources.load(sources.settings_of({"seeds": (0,)}, sources.read_cards(str(many))[0].place, several=True))
+        rank_argv = line("rank", target=tasks / "clothes.npz", strategies="head_only", workdir=ranked)
+        rank.main([*rank_argv, f"--sources={many}", "--scores=knn,leep"])
+    source_fit = sources.load(
+        sources.settings_of({"seeds": (0,)}, sources.read_cards(str(many))[0].place, several=True)
+    )
     task = data.load(str(tasks / "clothes.npz"))
-    place = ranked / "features" / f"{one.identity[:12]}-{task.fingerprint[:12]}"
-    stage = place / sources.before_head(one.model)
-    reads = lambda: tuple(np.asarray(part) for part in on_disk.read(stage, one, task, stage.name))  # noqa: E731
-    found = [Attack(stage / name, "experiments.rank", reads) for name in ("features.json", "train.npy", "test.npy")]
+    place = ranked / "features" / f"{source_fit.identity[:12]}-{task.fingerprint[:12]}"
+    stage = place / sources.before_head(source_fit.model)
+    reads = lambda: tuple(np.asarray(part) for part in on_disk.read(stage, source_fit, task, stage.name))  # noqa: E731
+    attacks = [Attack(stage / name, "experiments.rank", reads) for name in ("features.json", "train.npy", "test.npy")]
     yield (
         ranked,
-        [*found, Attack(place / "scores.json", "experiments.rank", lambda: scores._known(place / "scores.json"))],
+        [*attacks, Attack(place / "scores.json", "experiments.rank", lambda: scores._known(place / "scores.json"))],
     )
 
     lone = folder / "export"
@@ -277,8 +279,8 @@ def every(tasks: Path, folder: Path) -> Iterator[tuple[Path, list[Attack]]]:
     weights = lone / "net.safetensors"
 
     def source() -> Any:
-        made = Settings.from_flags(**(parse_flags(line("x", seeds=0, source_checkpoint=weights))))
-        kept = sources.from_checkpoint(made)
+        settings = Settings.from_flags(**(parse_flags(line("x", seeds=0, source_checkpoint=weights))))
+        kept = sources.from_checkpoint(settings)
         [trained] = kept.trained.values()
         return kept.name, kept.classes, kept.shape, kept.identity, kept.fingerprint, kept.note, kept.steps, trained
 

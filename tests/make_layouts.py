@@ -227,7 +227,7 @@ def grids() -> Iterator[tuple[str, np.ndarray]]:
 
     grid = layout_values.values("grid", (7, 7, 2))
     yield "grid", grid.reshape(49, 2)
-    given = torch.tensor(grid).permute(2, 0, 1)[None].double()
+    tensor = torch.tensor(grid).permute(2, 0, 1)[None].double()
     for size in ((4, 4), (12, 12), (3, 10)):
         for name, options in (
             ("antialias", {"mode": "bicubic", "antialias": True}),
@@ -235,7 +235,7 @@ def grids() -> Iterator[tuple[str, np.ndarray]]:
             ("corners", {"mode": "bicubic", "align_corners": True}),
             ("linear", {"mode": "bilinear", "align_corners": True}),
         ):
-            resized = torch.nn.functional.interpolate(given, size=size, **options)[0].permute(1, 2, 0)
+            resized = torch.nn.functional.interpolate(tensor, size=size, **options)[0].permute(1, 2, 0)
             yield f"{name}_{size[0]}x{size[1]}", resized.reshape(-1, 2).numpy()
 
 

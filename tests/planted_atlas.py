@@ -25,8 +25,8 @@ STAGES = [f"hidden_{i}" for i in range(5)]
 
 def source(folder: Path) -> Path:
     """A run directory with a source of five hidden stages under two seeds."""
-    own = ("--seeds=0,1", "--epochs=3", "--learning_rate=0.1", "--momentum=0.9", "--hidden=16,16,16,16,16")
-    pretrain.main(["pretrain", "--source=mnist_10k", *own, f"--workdir={folder / 'source'}"])
+    recipe = ("--seeds=0,1", "--epochs=3", "--learning_rate=0.1", "--momentum=0.9", "--hidden=16,16,16,16,16")
+    pretrain.main(["pretrain", "--source=mnist_10k", *recipe, f"--workdir={folder / 'source'}"])
     return folder / "source"
 
 
@@ -42,8 +42,8 @@ def with_noise(trained, stage: str, seed: int):
         leaf = np.asarray(leaf)
         if not path.startswith(f"{stage}/kernel"):
             return leaf
-        one = np.outer(rng.normal(size=leaf.shape[0]), rng.normal(size=leaf.shape[1]))
-        drawn = rng.normal(size=leaf.shape) if INDEPENDENT else one
+        rank_one = np.outer(rng.normal(size=leaf.shape[0]), rng.normal(size=leaf.shape[1]))
+        drawn = rng.normal(size=leaf.shape) if INDEPENDENT else rank_one
         return (drawn * leaf.std() / drawn.std()).astype(leaf.dtype)
 
     return {

@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
     confirmed: int
     false: int
-    found: int
+    result: int
     tested: int
 
 
@@ -104,11 +104,11 @@ def table(designs: tuple[Design, ...], replications: int, seed: int, done: Calla
             outcomes.append(simulated(np.random.default_rng([seed, i, replication]), design))
             done(f"{design.name}: {replication + 1}")
         shares = np.array([each.false / max(1, each.confirmed) for each in outcomes])
-        found = np.array([each.found for each in outcomes])
+        discoveries = np.array([each.found for each in outcomes])
         error = shares.std(ddof=1) / np.sqrt(len(shares)) if len(shares) > 1 else np.nan
         yield (
             f"| {design.name} | {replications} | {100 * shares.mean():.2f} ± {100 * error:.2f} % | "
-            f"{found.mean():.1f} ({found.min()}) | {100 * np.mean(found >= 16):.0f} % |"
+            f"{discoveries.mean():.1f} ({discoveries.min()}) | {100 * np.mean(discoveries >= 16):.0f} % |"
         )
 
 

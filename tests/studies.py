@@ -22,7 +22,7 @@ CUTS = [{"redraw": "above", "copy": n, "freeze": frozen} for n in (1, 2) for fro
 
 def comparison(strategy: str, mean: float, word: str, **changes: Any) -> Comparison:
     """Of 5 pairs of fits on 2,000 images, half a point wide on each side, with a margin of one point."""
-    one = Comparison(
+    usual = Comparison(
         source="digits",
         target="clothes",
         strategy=strategy,
@@ -40,7 +40,7 @@ def comparison(strategy: str, mean: float, word: str, **changes: Any) -> Compari
         size={"positive": "beyond", "negative": "within", "equivalent": "within", "undecided": "open"}.get(word, ""),
         power_equivalent=(0.1, 0.254),
     )
-    return one._replace(**changes)
+    return usual._replace(**changes)
 
 
 FAMILY = [
@@ -58,7 +58,7 @@ def bins(rng: np.random.Generator) -> dict[str, Any]:
 
 def rows(extra: bool = True) -> list[Result]:
     """Fits of scratch and four cuts over two seeds and two budgets; with all that a fit may have, or without."""
-    found = []
+    result = []
     for number, options in enumerate([None, *CUTS]):
         for budget in (10, 1000):
             for seed in (0, 1):
@@ -73,8 +73,8 @@ def rows(extra: bool = True) -> list[Result]:
                 name = "stages" if options else "scratch"
                 about = {"source": "digits", "target": "clothes", "options": options or {}, "train_examples": budget}
                 row = fit(name, seed, accuracy, **about, **(more if extra else {}))
-                found.append(replace(row, name=f"{number}-{budget}-{seed}"))
-    return found
+                result.append(replace(row, name=f"{number}-{budget}-{seed}"))
+    return result
 
 
 def study(extra: bool = True, **changes: Any) -> Study:
@@ -95,7 +95,7 @@ def study(extra: bool = True, **changes: Any) -> Study:
         "seconds": 12.34,
         "seconds_with_source": 80.0,
     }
-    one = Study(
+    usual = Study(
         rows=[fit("pretrain", 0, 0.97, source=None, target="digits", train_examples=5000), *fits],
         curves={row.name: curve(0.3, 0.6, 0.7) for row in fits},
         family=FAMILY,
@@ -109,17 +109,17 @@ def study(extra: bool = True, **changes: Any) -> Study:
         notes=["untuned", "looked once of 1 planned"],
         images={"clothes": (np.full((2, 4, 4, 1), 99, np.uint8), ["coat taken for shirt", "bag taken for coat"])},
     )
-    return one._replace(**changes)
+    return usual._replace(**changes)
 
 
-def page(one: Study, classes: Any = MappingProxyType({}), title: str = "Digits", provenance: Any = PROVENANCE) -> str:
+def page(shown: Study, classes: Any = MappingProxyType({}), title: str = "Digits", provenance: Any = PROVENANCE) -> str:
     """Its report, as HTML."""
-    return report.render(compare_page.sections(one, classes), title=title, lead=one.verdict, provenance=provenance)
+    return report.render(compare_page.sections(shown, classes), title=title, lead=shown.verdict, provenance=provenance)
 
 
-def files(one: Study, classes: Any = MappingProxyType({}), title: str = "Digits") -> dict[str, bytes]:
+def files(shown: Study, classes: Any = MappingProxyType({}), title: str = "Digits") -> dict[str, bytes]:
     """The files beside the report."""
-    return export.files(one, compare_page.sections(one, classes), title)
+    return export.files(shown, compare_page.sections(shown, classes), title)
 
 
 def nothing() -> Study:

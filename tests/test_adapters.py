@@ -53,9 +53,9 @@ def test_at_the_start_the_outputs_are_the_sources_and_merged_is_unmerged_whereve
     outputs = apply(source, x)
     for form in (start.factored, start.merge):
         np.testing.assert_allclose(apply(form(start.params), x), outputs, rtol=0, atol=1e-5)
-    of = {form: apply(getattr(moved, form)(moved.params), x) for form in ("factored", "merge")}
-    np.testing.assert_allclose(of["factored"], of["merge"], rtol=0, atol=1e-5)
-    assert np.abs(of["merge"] - outputs).max() > 0.01 and not plan.merged(moved)
+    applied = {form: apply(getattr(moved, form)(moved.params), x) for form in ("factored", "merge")}
+    np.testing.assert_allclose(applied["factored"], applied["merge"], rtol=0, atol=1e-5)
+    assert np.abs(applied["merge"] - outputs).max() > 0.01 and not plan.merged(moved)
 
 
 SPECS = {
@@ -169,11 +169,11 @@ def test_they_cost_little_more_than_lora(strategy):
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
     start, _ = started(model, strategy=f"{strategy}:rank=4")
     [(_, mask)] = start.phases
-    of = {
+    flops_by_form = {
         form: flops.step_flops(model, start.params, mask, (28, 28, 1), 100, getattr(start, form)) / 1e6
         for form in ("factored", "merge")
     }
-    assert of["factored"] < 95 and of["merge"] > 160, of
+    assert flops_by_form["factored"] < 95 and flops_by_form["merge"] > 160, flops_by_form
 
 
 def test_dora_trains_as_many_numbers_as_lora_and_one_an_output():

@@ -86,8 +86,8 @@ def test_all_pairs_are_the_differences_of_every_two(right, family, sequence):
     for (first, second), each in pairs.items():
         values = over_labels(right, first, second)
         assert each.mean == pytest.approx(values.mean()) and each.fits == SEEDS and each.word == ""
-        one = statistics.crossed(values)
-        assert each.low < one.low < one.high < each.high  # six at once are wider than one
+        alone = statistics.crossed(values)
+        assert each.low < alone.low < alone.high < each.high  # six at once are wider than one
     assert pairs["full", "lp_ft"].mean == pytest.approx(pairs["full", "scratch"].mean - pairs["lp_ft", "scratch"].mean)
 
 
@@ -98,11 +98,11 @@ def test_a_class_is_judged_on_its_own_examples(right):
     assert [(row.strategy, row.budget) for row in rows] == [(name, 100) for name in NAMES]
     for row in rows:
         values = by_hand(right, row.strategy, "scratch", 100)
-        assert [one is None for one in row.intervals] == [False, False, True, False]
+        assert [interval is None for interval in row.intervals] == [False, False, True, False]
         for k in (0, 1, 3):
             expected = statistics.crossed(values[:, labels["b"] == k], 1 - 0.05 / 9)
             assert row.intervals[k][:3] == pytest.approx(expected[:3])
-        assert all(one.low >= -1 and one.high <= 1 for one in row.intervals if one)
+        assert all(interval.low >= -1 and interval.high <= 1 for interval in row.intervals if interval)
     shares = [np.mean(labels["b"] == k) for k in (0, 1, 3)]
     means = [rows[0].intervals[k].mean for k in (0, 1, 3)]
     assert np.dot(shares, means) == pytest.approx(by_hand(right, "full", "scratch", 100).mean())

@@ -23,9 +23,9 @@ from tljax.types import Context, InputError
 
 def simulated(rng, masks, effects, seeds, *, pair=0.0, of_seeds=0.0, noise=0.02):
     """Scores [n, seeds]: effects that differ between seeds, an interaction, and noise that grows with the mask."""
-    own = effects + of_seeds * rng.standard_normal((seeds, len(effects)))
+    seed_effects = effects + of_seeds * rng.standard_normal((seeds, len(effects)))
     level = noise * (0.5 + masks.mean(1))
-    mean = masks @ own.T + pair * (masks[:, 0] & masks[:, 1])[:, None]
+    mean = masks @ seed_effects.T + pair * (masks[:, 0] & masks[:, 1])[:, None]
     return 0.3 + mean + level[:, None] * rng.standard_normal((len(masks), seeds))
 
 
@@ -211,7 +211,7 @@ def trained(model, params, data, trees, many="map", steps=20):
         for tree in trees
     ]
     [(state, _)] = train.fit(spec, fits, data, [steps], execution=train.Execution(many=many))
-    return [jax.tree.map(np.asarray, state.of(state.fits.index(i))[0]) for i in range(len(fits))]
+    return [jax.tree.map(np.asarray, state.params_and_state(state.fits.index(i))[0]) for i in range(len(fits))]
 
 
 def _adam():
@@ -231,12 +231,12 @@ def test_fits_under_all_masks_are_those_of_static_masks_and_one_program():
     before = vectorize.segment._cache_size()
     together = trained(model, params, data, [masks.switched(params, cells, on, always) for on in chosen])
     assert vectorize.segment._cache_size() == before + 1
-    for on, found in list(zip(chosen, together, strict=True))[:2]:
+    for on, tree in list(zip(chosen, together, strict=True))[:2]:
         names = {path for cell, is_on in zip(cells, on, strict=True) if is_on for path in cell.paths} | {*always}
         static = masks.by_path(params, lambda path, names=names: path in names)
         assert masks.cells_of(cells, static, always) == on
         [alone] = trained(model, params, data, [static])
-        for (path, leaf), (_, expected), (_, start) in zip(*map(paths.items, (found, alone, params)), strict=True):
+        for (path, leaf), (_, expected), (_, start) in zip(*map(paths.items, (tree, alone, params)), strict=True):
             np.testing.assert_allclose(leaf, expected, atol=2e-6, err_msg=path)
             assert np.array_equal(leaf, start) == (path not in names)
 
@@ -276,20 +276,20 @@ def flags_of(tasks, folder, **more):
     return command(tasks, folder, **{"steps": 8, **flags})
 
 
-def ran(tasks, folder, *own, **more):
-    program.main(["atlas", *flags_of(tasks, folder, **more), "--masks=10", "--group=6", "--rates=1,3", *own])
+def ran(tasks, folder, *words, **more):
+    program.main(["atlas", *flags_of(tasks, folder, **more), "--masks=10", "--group=6", "--rates=1,3", *words])
     return json.loads((folder / "w" / "atlas.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def made(tasks, tmp_path_factory):
+def atlas_run(tasks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("atlas")
     return folder, ran(tasks, folder)
 
 
 @pytest.mark.slow
-def test_an_atlas_tells_cells_strategies_and_a_choice(made):
-    folder, numbers = made
+def test_an_atlas_tells_cells_strategies_and_a_choice(atlas_run):
+    folder, numbers = atlas_run
     assert [(cell["stage"], cell["kind"]) for cell in numbers["cells"]] == [
         *(("hidden_0", "bias"), ("hidden_0", "kernel"), ("hidden_1", "bias"), ("hidden_1", "kernel"))
     ]
@@ -304,9 +304,9 @@ def test_an_atlas_tells_cells_strategies_and_a_choice(made):
     best, _ = atlas.at_best_rate(np.stack([by_seed[0], by_seed[1]], 2))
     expected = atlas.fit(drawn, best.mean(2), [tuple(pair) for pair in _pairs(numbers)])
     np.testing.assert_allclose([c["value"] for c in numbers["cells"]], [e.value for e in expected.effects])
-    told = {row["label"]: row for row in numbers["strategies"]}
-    assert (told["full"]["cells"], told["bias_only"]["cells"], told["random_mask"]["cells"]) == (4, 2, None)
-    assert told["bias_only"]["numbers"] == 16 and told["full"]["numbers"] == 36 * 8 + 8 * 8 + 16
+    by_label = {row["label"]: row for row in numbers["strategies"]}
+    assert (by_label["full"]["cells"], by_label["bias_only"]["cells"], by_label["random_mask"]["cells"]) == (4, 2, None)
+    assert by_label["bias_only"]["numbers"] == 16 and by_label["full"]["numbers"] == 36 * 8 + 8 * 8 + 16
     page = (folder / "w" / "report.html").read_text()
     assert "Where parameters matter" in page and "hidden_1 kernel" in page
 
@@ -317,9 +317,9 @@ def _pairs(numbers):
 
 
 @pytest.mark.slow
-def test_what_is_known_is_not_trained_again_and_what_is_damaged_is(made, tasks, tmp_path, monkeypatch, capsys):
+def test_what_is_known_is_not_trained_again_and_what_is_damaged_is(atlas_run, tasks, tmp_path, monkeypatch, capsys):
     """The same numbers after a line was lost in mid-air, from that line's fits alone; more masks add groups."""
-    folder, numbers = made
+    folder, numbers = atlas_run
     shutil.copytree(folder / "w", tmp_path / "w")
     file = tmp_path / "w" / "atlas.jsonl"
     lines = file.read_text().splitlines()

@@ -33,17 +33,17 @@ def sums(grounds, count: int, patience: float = 10) -> Counter:
     for place, attacks in grounds:
         restore = flips.restorer(place)
         with flips.once_loaded():
-            for one in attacks:
-                outcomes += attack.attacked(one, count, restore, patience).outcomes
+            for each in attacks:
+                outcomes += attack.attacked(each, count, restore, patience).outcomes
     return outcomes
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", [attack.of_data, attack.of_weights, attack.of_plugins])
-def test_data_weights_and_code_are_read_or_refused_in_one_line(of, tasks, tmp_path, monkeypatch):
+@pytest.mark.parametrize("attacks_of", [attack.of_data, attack.of_weights, attack.of_plugins])
+def test_data_weights_and_code_are_read_or_refused_in_one_line(attacks_of, tasks, tmp_path, monkeypatch):
     """A sample; the rest, and run directories of each kind, is slow."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    outcomes = sums(of(tasks, tmp_path), 6)
+    outcomes = sums(attacks_of(tasks, tmp_path), 6)
     assert not outcomes["escaped"] and min(outcomes["read"], outcomes["refused"]) > 0
 
 
@@ -67,9 +67,9 @@ def judged(folder: Path, labels, **change) -> None:
     ]
     (folder / "report.html").write_text("")
     fits = [from_json(row) for row in rows]
-    found = predictions.Predictions(fits, {fit.name: labels for fit in fits}, {"t": labels})
-    predictions.count_look(folder, predictions.right([found]))
-    predictions.write_study(folder, [found], ["a note"], {"against": "scratch"}, 1)
+    part = predictions.Predictions(fits, {fit.name: labels for fit in fits}, {"t": labels})
+    predictions.count_look(folder, predictions.right([part]))
+    predictions.write_study(folder, [part], ["a note"], {"against": "scratch"}, 1)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +145,9 @@ def test_kept_data_whose_note_is_of_other_types_is_decoded_again(tasks, tmp_path
     good = json.loads(note.read_text())
     for field, other in (("findings", 3), ("classes", [1]), ("arrays", {}), ("sources", []), ("fingerprint", None)):
         note.write_bytes(attack.NOTE.write({**good, field: other}))
-        said = []
-        again = data.load(name, data_dir=tmp_path, say=said.append)
-        assert again.fingerprint == first.fingerprint and len(said) == 1
+        messages = []
+        again = data.load(name, data_dir=tmp_path, say=messages.append)
+        assert again.fingerprint == first.fingerprint and len(messages) == 1
         assert json.loads(note.read_text()) == good
 
 
@@ -155,7 +155,11 @@ def test_kept_data_whose_note_is_of_other_types_is_decoded_again(tasks, tmp_path
 @pytest.mark.parametrize("code", ["os.close(1)", "os.closerange(0, 3)"])
 def test_a_strategy_that_closes_a_descriptor_ends_as_others_do(code, tasks, tmp_path):
     opened = f"out = os.open({str(tmp_path / 'out')!r}, os.O_CREAT | os.O_WRONLY)"
-    lines = ["import os", "def strategy(params, context):", *(f"    {one}" for one in (opened, code, "os.close(out)"))]
+    lines = [
+        "import os",
+        "def strategy(params, context):",
+        *(f"    {line}" for line in (opened, code, "os.close(out)")),
+    ]
     (tmp_path / "s.py").write_text("\n".join([*lines, "    return context.fresh", ""]))
     there = [os.fstat(number) for number in (0, 1, 2)]
     argv = arguments(tasks, tmp_path / "w", strategies=(f"{tmp_path}/s.py:strategy",), seeds=(0,), epochs=1)
@@ -219,11 +223,11 @@ def test_the_flags_of_a_run_give_its_names_again_that_are_no_utf8(tasks, tmp_pat
     place.mkdir()
     (place / "t.npz").write_bytes((tasks / "clothes.npz").read_bytes())
     argv = arguments(tasks, tmp_path / "w", target=str(place / "t.npz"), strategies=("scratch",), seeds=(0,), epochs=1)
-    made = Settings.from_flags(**argv)
-    with directory.opened(made, "transfer"):
+    settings = Settings.from_flags(**argv)
+    with directory.opened(settings, "transfer"):
         pass
     again = parse_flags(["transfer", f"--flagfile={tmp_path / 'w' / 'flags.flags'}", f"--workdir={tmp_path / 'w'}"])
-    assert again["target"] == argv["target"] and Settings.from_flags(**again) == made
+    assert again["target"] == argv["target"] and Settings.from_flags(**again) == settings
     copied = place / "again.flags"
     copied.write_bytes((tmp_path / "w" / "flags.flags").read_bytes())
     assert parse_flags(["transfer", f"--flagfile={copied}"])["target"] == argv["target"]
@@ -235,8 +239,8 @@ def test_a_line_of_any_length_is_shown_with_its_beginning_and_its_end(capsys):
 
     with pytest.raises(SystemExit):
         process.run_main(main, ["x"])
-    said = capsys.readouterr().err
-    assert said.startswith("error: --seeds=999") and said.endswith("name fewer\n") and len(said) < 3100
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: --seeds=999") and errors.endswith("name fewer\n") and len(errors) < 3100
 
 
 @pytest.mark.parametrize("change", [{"hidden": 8}, {"hidden": ["x"]}, {"model": ["mlp"]}, {"activation": None}])

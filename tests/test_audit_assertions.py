@@ -39,17 +39,17 @@ def with_optax(tx):
     return step, {"params": PARAMS, "opt_state": tx.init(PARAMS)}
 
 
-def table(*arguments, of=audit.frozen, **options):
+def table(*arguments, assertion=audit.frozen, **options):
     """The table of the AssertionError that a call raises."""
     with pytest.raises(AssertionError) as caught:
-        of(*arguments, **options)
+        assertion(*arguments, **options)
     return str(caught.value)
 
 
 def test_what_is_proved_passes_and_is_reported():
     report = audit.frozen(descend(), PARAMS, BATCH, MASK)
-    assert {finding.path for finding in report.of("frozen", "proved")} == {"body/bias", "body/kernel"}
-    assert {finding.grade for finding in report.of("frozen")} == {"identical"}
+    assert {finding.path for finding in report.select("frozen", "proved")} == {"body/bias", "body/kernel"}
+    assert {finding.grade for finding in report.select("frozen")} == {"identical"}
 
 
 def test_a_frozen_leaf_that_moves_fails_with_its_line():
@@ -118,7 +118,7 @@ def test_rates_are_those_of_the_mask():
     rates = {"body": {"kernel": 0.25, "bias": 0.25}, "head": {"kernel": 1.0}}
     scale = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, rates))
     audit.rates(*with_optax(optax.chain(optax.adam(0.1), scale)), BATCH, rates)
-    text = table(*with_optax(optax.chain(scale, optax.adam(0.1))), BATCH, rates, of=audit.rates)
+    text = table(*with_optax(optax.chain(scale, optax.adam(0.1))), BATCH, rates, assertion=audit.rates)
     assert text.startswith("step does not move its leaves by their rates:") and "body/kernel" in text
 
 
@@ -126,7 +126,7 @@ def test_a_load_that_loaded_nothing_fails():
     fresh = jax.tree.map(lambda leaf: leaf * 0.5, PARAMS)
     loaded = {**fresh, "body": PARAMS["body"]}
     audit.restored(PARAMS, loaded, ["body/**"], fresh=fresh)
-    text = table(PARAMS, fresh, ["body/**"], fresh=fresh, of=audit.restored)
+    text = table(PARAMS, fresh, ["body/**"], fresh=fresh, assertion=audit.restored)
     assert "refuted  restored  body/kernel  has its fresh value" in text and "head" not in text.split("note")[0]
 
 

@@ -41,7 +41,7 @@ def test_what_is_claimed_holds():
         ("body/bias", "frozen"): "proved",
         ("head/kernel", "trains"): "proved",
     }
-    assert {finding.grade for finding in report.of("frozen")} == {"identical"} and not report.notes
+    assert {finding.grade for finding in report.select("frozen")} == {"identical"} and not report.notes
 
 
 def test_a_frozen_leaf_that_moved_is_refuted_with_how_much():

@@ -63,11 +63,11 @@ def test_gradients_cost_for_nobody_what_xla_does_not_drop(step, why):
         gradient = jax.grad(lambda head: loss(params | {"head": head}, x))(params["head"])
         return params | {"head": params["head"] - gradient}
 
-    said = [finding for finding in audit.step(step, PARAMS, BATCH, MASK).of("idle") if finding.path == "trunk"]
+    findings = [finding for finding in audit.step(step, PARAMS, BATCH, MASK).select("idle") if finding.path == "trunk"]
     compiled = [jax.jit(f).lower(PARAMS, BATCH).compile().cost_analysis()["flops"] for f in (step, lean)]
     share = 1 - compiled[1] / compiled[0]
-    assert bool(said) == (share > 0.05) == bool(why)
-    for finding in said:
+    assert bool(findings) == (share > 0.05) == bool(why)
+    for finding in findings:
         assert why in finding.detail
         assert float(finding.detail.partition("(")[2].partition("%")[0]) / 100 == pytest.approx(share, abs=0.02)
 
@@ -135,8 +135,8 @@ def test_state_that_a_step_forgets_is_named():
         updates, kept = tx.update(jax.grad(loss)(params, x), tx.init(params), params)
         return optax.apply_updates(params, updates), kept
 
-    said = audit.step(step, (PARAMS, tx.init(PARAMS)), BATCH, dict.fromkeys(MASK, True)).of("idle")
-    assert {finding.path for finding in said} == {"1/0/trace/head", "1/0/trace/trunk"}
+    findings = audit.step(step, (PARAMS, tx.init(PARAMS)), BATCH, dict.fromkeys(MASK, True)).select("idle")
+    assert {finding.path for finding in findings} == {"1/0/trace/head", "1/0/trace/trunk"}
 
 
 def moved(key):
@@ -161,8 +161,8 @@ def test_the_same_draws_in_each_step_are_named(used, after, named):
         return {"params": state["params"] + noise * x, "key": after(state["key"]), "count": state["count"] + 1}
 
     state, x = {"params": jnp.zeros(3), "key": jax.random.key(0), "count": jnp.int32(0)}, jnp.ones(3)
-    said = [finding.path for finding in audit.step(step, state, x, True).of("idle")]
+    idle_paths = [finding.path for finding in audit.step(step, state, x, True).select("idle")]
     first = step(state, x)
     second = step(first | {"params": state["params"]}, x)
     same = np.array_equal(first["params"], second["params"])
-    assert said == ([named] if named else []) and same == bool(named)
+    assert idle_paths == ([named] if named else []) and same == bool(named)

@@ -102,7 +102,9 @@ def test_a_leak_is_named_where_numbers_show_one_and_only_there(name, numbers):
     tx, change, named = LOOPS[name]
     step, params = descend(tx, change), {name: numbers[name] for name in MASK}
     (finding,) = [
-        f for f in audit.step(step, (params, tx.init(params)), numbers["batch"], MASK).of("unseen") if f.path == "trunk"
+        f
+        for f in audit.step(step, (params, tx.init(params)), numbers["batch"], MASK).select("unseen")
+        if f.path == "trunk"
     ]
     heads, step = [], jax.jit(step)
     for noise in (0.0, np.inf):
@@ -119,7 +121,7 @@ def test_of_an_optimizer_the_same_is_said(numbers):
     params = {name: jax.ShapeDtypeStruct((3, 3), "float32") for name in MASK}
     for tx, change, named in LOOPS.values():
         if change is None:
-            verdicts = {finding.verdict for finding in audit.optimizer(tx, params, MASK).of("unseen")}
+            verdicts = {finding.verdict for finding in audit.optimizer(tx, params, MASK).select("unseen")}
             assert verdicts == ({"refuted"} if named else {"proved"})
 
 
@@ -132,7 +134,7 @@ def test_a_line_that_is_only_logged_is_not_blamed(numbers):
         used = by_norm(gradients)
         return {name: leaf - used[name] * MASK[name] for name, leaf in state.items()}, logged
 
-    (first, _) = audit.step(step, params, numbers["batch"], MASK).of("unseen")
+    (first, _) = audit.step(step, params, numbers["batch"], MASK).select("unseen")
     assert (
         first.source == f"test_audit_leaks.py:{by_norm.__code__.co_firstlineno + 1} (by_norm)"
         and first.verdict == "refuted"
@@ -160,7 +162,7 @@ def test_gradients_by_hand_are_not_told_from_other_numbers():
         scale = 1 / (1 + optax.tree.norm(gradients))
         return params | {"trained": params["trained"] - scale * gradients["trained"]}
 
-    (finding,) = audit.step(step, params, jnp.ones((2, 3)), {"frozen": False, "trained": True}).of("unseen")
+    (finding,) = audit.step(step, params, jnp.ones((2, 3)), {"frozen": False, "trained": True}).select("unseen")
     assert finding.verdict == "not decided" and "no backward pass" in finding.detail
 
 
@@ -190,9 +192,9 @@ def test_a_gradient_that_may_be_that_of_a_frozen_leaf_is_decided_by_the_loss_alo
         return params | {"scale": params["scale"] - scale}
 
     params, mask = {name: jnp.ones((3,)) for name in ("scale", "shift")}, {"scale": True, "shift": False}
-    (finding,) = audit.step(step, params, jnp.arange(3.0), mask).of("unseen")
+    (finding,) = audit.step(step, params, jnp.arange(3.0), mask).select("unseen")
     assert finding.verdict == "not decided"
-    (finding,) = audit.step(step, params, jnp.arange(3.0), mask, loss=affine_loss).of("unseen")
+    (finding,) = audit.step(step, params, jnp.arange(3.0), mask, loss=affine_loss).select("unseen")
     assert finding.verdict == ("refuted" if leaks else "proved")
 
 
@@ -203,8 +205,8 @@ def test_of_leaves_in_one_vector_a_leak_is_refuted_where_a_run_shows_it_alone(le
     zero = optax.masked(optax.set_to_zero(), {"a": False, "b": True, "c": True})
     params = {name: jnp.ones(3) for name in "abc"}
     report = audit.optimizer(optax.chain(optax.flatten(inner), zero), params, {"a": True, "b": False, "c": False})
-    assert [f.verdict for f in report.of("unseen")] == ["refuted" if leaks else "not decided"] * 2
-    assert leaks or "through the state: no run shows that it does" in report.of("unseen")[0].detail
+    assert [f.verdict for f in report.select("unseen")] == ["refuted" if leaks else "not decided"] * 2
+    assert leaks or "through the state: no run shows that it does" in report.select("unseen")[0].detail
 
 
 ROWS = np.array([[True], [False], [True]]) & np.ones((3, 3), bool)
@@ -234,7 +236,7 @@ def test_elements_of_a_leaf_that_cannot_be_told_apart_are_not_decided_but_where_
         gradient = change(jax.grad(loss)(params, batch)["trunk"])
         return {**params, "trunk": params["trunk"] - 0.1 * jnp.where(ROWS, gradient, 0.0)}
 
-    findings = audit.step(step, params, batch, {**MASK, "head": False, "trunk": ROWS}).of("unseen")
+    findings = audit.step(step, params, batch, {**MASK, "head": False, "trunk": ROWS}).select("unseen")
     (finding,) = [finding for finding in findings if finding.path == "trunk"]
     gradient = jax.grad(loss)(params, batch)["trunk"]
     others = [change(jnp.where(ROWS, gradient, number)) for number in (0.0, 1e6, np.inf)]

@@ -60,8 +60,8 @@ def test_what_is_off_is_proved_to_stay(name: str) -> None:
     schedule = schedule_of(name)
     step, state = loop(optimizer.scheduled(optax.adamw(1e-2), schedule), by_mask)
     report = audit.frozen(step, state, BATCH, schedule, at_least="identical")
-    assert {finding.claim for finding in report.of(verdict="proved")} >= {"trains", "off"}
-    assert len(report.of("off", "proved")) == len(report.of("trains", "proved")) == 8
+    assert {finding.claim for finding in report.select(verdict="proved")} >= {"trains", "off"}
+    assert len(report.select("off", "proved")) == len(report.select("trains", "proved")) == 8
     assert not report.broken
 
 
@@ -70,9 +70,9 @@ def test_a_decay_outside_the_gate_is_refuted_and_what_is_always_on_is_not() -> N
     tx = optax.chain(optimizer.scheduled(optax.sgd(1e-2), schedule), optax.add_decayed_weights(-1e-2))
     step, state = loop(tx, lambda params, updates, before, after: optax.apply_updates(params, updates))
     report = audit.step(step, state, BATCH, schedule)
-    kernels = {finding.path for finding in report.of("off", "refuted") if finding.path.endswith("kernel")}
+    kernels = {finding.path for finding in report.select("off", "refuted") if finding.path.endswith("kernel")}
     assert kernels == {"hidden_1/kernel", "hidden_2/kernel"}
-    assert not report.of("off", "proved")
+    assert not report.select("off", "proved")
     with pytest.raises(AssertionError, match=r"no selection by its mask: -?0"):
         audit.frozen(step, state, BATCH, schedule)
 
@@ -90,7 +90,7 @@ def test_a_decay_outside_the_gate_is_refuted_and_what_is_always_on_is_not() -> N
 def test_a_mask_or_a_value_of_another_step_is_no_proof(applied: Any) -> None:
     schedule = schedule_of("lisa")
     step, state = loop(optimizer.scheduled(optax.sgd(1e-2), schedule), applied)
-    assert not audit.step(step, state, BATCH, schedule).of("off", "proved")
+    assert not audit.step(step, state, BATCH, schedule).select("off", "proved")
 
 
 def test_a_schedule_is_for_a_state_that_has_one() -> None:

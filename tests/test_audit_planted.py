@@ -26,9 +26,9 @@ def anyone_s_jax():
         yield
 
 
-def told(report):
+def reported(report):
     """{(claim, path)} of what a report refutes, and of what it proves to be idle."""
-    return {(finding.claim, finding.path) for finding in (*report.refuted, *report.of("idle", "proved"))}
+    return {(finding.claim, finding.path) for finding in (*report.refuted, *report.select("idle", "proved"))}
 
 
 def harmed(bug, clean):
@@ -52,7 +52,7 @@ def test_a_planted_bug_does_harm_and_the_clean_loop_none(name):
         assert any(path in other for other in harmed_paths), (path, harmed_paths)
     assert not harmed(BUGS[name], clean=True)
     claim = BUGS[name].claims[0][0]
-    proved = {finding.path for finding in audited(name, False).of(claim, "proved")}
+    proved = {finding.path for finding in audited(name, False).select(claim, "proved")}
     assert claim == "idle" or not proved & harmed_paths
 
 
@@ -72,7 +72,9 @@ def test_a_planted_load_leaves_leaves_out_and_the_clean_one_none(name):
         weights, loaded = harm.leaves(load.weights), harm.leaves(load.loaded)
         plan = load.plan or {path: path for path in loaded}
         absent = {
-            path for path, of in plan.items() if of not in weights or not np.array_equal(weights[of], loaded[path])
+            path
+            for path, weight in plan.items()
+            if weight not in weights or not np.array_equal(weights[weight], loaded[path])
         }
         assert absent == (set() if is_clean else set(lacking))
 
@@ -106,9 +108,9 @@ def test_the_audit_refutes_what_a_planted_bug_breaks(name, request):
         request.applymarker(pytest.mark.xfail(reason=MISSED[name], strict=False))
     report = audited(name, False)
     for claim, path in BUGS[name].claims:
-        assert any(claim == other and path in leaf for other, leaf in told(report)), report.table()
-    assert all(finding.grade == "changed" for finding in report.of("frozen", "refuted"))
-    assert {claim for claim, _ in told(report)} - COSTS <= {claim for claim, _ in BUGS[name].claims}, report.table()
+        assert any(claim == other and path in leaf for other, leaf in reported(report)), report.table()
+    assert all(finding.grade == "changed" for finding in report.select("frozen", "refuted"))
+    assert {claim for claim, _ in reported(report)} - COSTS <= {claim for claim, _ in BUGS[name].claims}, report.table()
     assert not report.undecided, report.table()
 
 
@@ -117,11 +119,11 @@ def test_the_audit_refutes_what_a_planted_bug_breaks(name, request):
 def test_the_audit_raises_no_alarm_at_the_loop_without_the_bug(name):
     report = audited(name, True)
     loop = BUGS[name].build(True)
-    alarms = {(claim, path) for claim, path in told(report) if claim not in COSTS}
+    alarms = {(claim, path) for claim, path in reported(report) if claim not in COSTS}
     assert not alarms, report.table()
     planted = BUGS[name].claims
-    assert not any(claim == other and path in leaf for claim, path in planted for other, leaf in told(report))
-    assert {path for claim, path in told(report) if claim == "state"} <= harm.moments(loop), report.table()
+    assert not any(claim == other and path in leaf for claim, path in planted for other, leaf in reported(report))
+    assert {path for claim, path in reported(report) if claim == "state"} <= harm.moments(loop), report.table()
     assert not report.undecided, report.table()
 
 
@@ -131,22 +133,22 @@ def test_the_audit_proves_a_clean_loop(build):
     report = audit.step(loop.step, loop.state, loop.batch, loop.mask, **loop.options)
     assert not report.refuted, report.table()
     assert not report.undecided, report.table()
-    assert report.of("frozen", "proved")
-    assert report.of("trains", "proved")
+    assert report.select("frozen", "proved")
+    assert report.select("trains", "proved")
 
 
 @pytest.mark.slow
 def test_how_many_planted_bugs_are_found(capsys):
-    found = [
+    refuted = [
         name
         for name, bug in BUGS.items()
-        if {claim for claim, _ in bug.claims} & {c for c, _ in told(audited(name, False))}
+        if {claim for claim, _ in bug.claims} & {c for c, _ in reported(audited(name, False))}
     ]
     undecided = [name for name in BUGS if audited(name, False).undecided or audited(name, True).undecided]
     with capsys.disabled():
-        print(f"\n{len(found)} of {len(BUGS)} planted bugs refuted; not: {sorted(set(BUGS) - set(found))}")
+        print(f"\n{len(refuted)} of {len(BUGS)} planted bugs refuted; not: {sorted(set(BUGS) - set(refuted))}")
         print(f"not decided in part: {undecided}")
-    assert len(found) >= len(BUGS) - len(MISSED)
+    assert len(refuted) >= len(BUGS) - len(MISSED)
 
 
 # ---- Optax's own ways to freeze, and every public transformation under tljax's
@@ -160,9 +162,9 @@ def shapes():
 def test_a_misuse_of_optax_is_named_for_what_it_is(misuse, claims):
     params, mask = shapes()
     report = audit.optimizer(misuse(mask), params, mask)
-    assert {(claim, path.split("/")[0]) for claim, path in told(report)} - {("state", "backbone")} == set(claims)
+    assert {(claim, path.split("/")[0]) for claim, path in reported(report)} - {("state", "backbone")} == set(claims)
     assert not report.undecided
-    for finding in report.of("frozen", "refuted"):
+    for finding in report.select("frozen", "refuted"):
         assert ("as decay does" in finding.detail) == (misuse.__name__ in BY_DECAY)
         assert ("its gradient" in finding.detail) == (misuse.__name__ not in BY_DECAY)
 
@@ -177,10 +179,10 @@ def test_optax_used_rightly_raises_no_alarm(misuse):
     tx = misuse(mask, clean=True)
     report = audit.optimizer(tx, params, mask)
     kept = {path for path in paths.names(jax.eval_shape(tx.init, params)) if "backbone" in path}
-    assert told(report) == ({("state", "backbone/bias"), ("state", "backbone/kernel")} if kept else set())
+    assert reported(report) == ({("state", "backbone/bias"), ("state", "backbone/kernel")} if kept else set())
     assert bool(kept) == (misuse is optax_misused.freeze_comes_first)
     assert not report.undecided
-    assert len(report.of("frozen", "proved")) == 2
+    assert len(report.select("frozen", "proved")) == 2
 
 
 WHY_NOT = {
@@ -213,8 +215,8 @@ def test_every_public_transformation_of_optax_is_proved_under_masked_or_named(ca
             continue
         report = audit.optimizer(tx, params, mask)
         assert not report.undecided, name
-        assert {claim for claim, _ in told(report)} == ({"trains"} if name in TRAINS_NOTHING else set()), name
-        assert len(report.of("frozen", "proved")) == len(report.of("state", "proved")) == 2, name
+        assert {claim for claim, _ in reported(report)} == ({"trains"} if name in TRAINS_NOTHING else set()), name
+        assert len(report.select("frozen", "proved")) == len(report.select("state", "proved")) == 2, name
         proved.append(name)
     assert set(named) == set(WHY_NOT)
     assert len(proved) > 100
@@ -231,7 +233,7 @@ def test_the_audit_names_what_a_planted_load_left_out(name):
     for is_clean in (False, True):
         load = build(is_clean)
         report = audit_restore(load.weights, load.loaded, load.plan, fresh=load.fresh)
-        assert told(report) == ({("restored", path) for path in lacking} if not is_clean else set())
+        assert reported(report) == ({("restored", path) for path in lacking} if not is_clean else set())
         assert not report.undecided
     load = build(False)
     with pytest.raises(AssertionError, match=lacking[0]):
@@ -241,7 +243,7 @@ def test_the_audit_names_what_a_planted_load_left_out(name):
 def test_the_page_has_a_line_for_each_planted_bug_and_says_what_is_refuted_of_it():
     page = (Path(audit.__file__).parent / "BUGS.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (\S+#\d+) \| (.+) \| `(\w+)\.(\w+)` \| ([a-z, :]+) \| (.+) \|$", page, re.M)
-    said = {(report, file, name, claims) for report, _, file, name, claims, _ in rows}
+    on_page = {(report, file, name, claims) for report, _, file, name, claims, _ in rows}
     builders = [(bug.build, ", ".join(dict.fromkeys(claim for claim, _ in bug.claims))) for bug in reports.BUGS]
     builders += [(load, "restored") for load, _ in loads.LOADS]
     planted = {
@@ -253,5 +255,5 @@ def test_the_page_has_a_line_for_each_planted_bug_and_says_what_is_refuted_of_it
         )
         for build, claims in builders
     }
-    assert said == planted
-    assert len(rows) == len(said) == page.count("#") - 1
+    assert on_page == planted
+    assert len(rows) == len(on_page) == page.count("#") - 1

@@ -68,17 +68,17 @@ QUICK = (
 def test_a_rate_is_proved_where_numbers_have_it_and_refuted_where_they_do_not(name):
     tx, verdict = OPTIMIZERS[name]
     shapes = {name: jax.ShapeDtypeStruct((3,), "float32") for name in RATES}
-    said = {finding.path: finding for finding in audit.optimizer(tx, shapes, RATES).of("rate")}
-    assert said["head"].verdict == "proved"
-    assert {said[name].verdict for name in ("body", "stem")} == {verdict}
+    by_path = {finding.path: finding for finding in audit.optimizer(tx, shapes, RATES).select("rate")}
+    assert by_path["head"].verdict == "proved"
+    assert {by_path[name].verdict for name in ("body", "stem")} == {verdict}
     for name, ratio in ratios(tx).items():
-        assert np.allclose(ratio, NUMBERS[name], rtol=1e-3) == (said[name].verdict != "refuted")
+        assert np.allclose(ratio, NUMBERS[name], rtol=1e-3) == (by_path[name].verdict != "refuted")
 
 
 def test_the_number_by_which_a_leaf_moves_is_said():
     shapes = {name: jax.ShapeDtypeStruct((3,), "float32") for name in RATES}
     tx, _ = OPTIMIZERS["groups of other rates"]
-    (finding,) = [each for each in audit.optimizer(tx, shapes, RATES).of("rate") if each.path == "stem"]
+    (finding,) = [each for each in audit.optimizer(tx, shapes, RATES).select("rate") if each.path == "stem"]
     assert finding.detail == (
         "moves 0.125 times as far as 'head' under equal gradients, values and states; the mask gives it 0.25"
     )
@@ -101,10 +101,10 @@ def test_of_a_step_the_gradients_that_it_computes_are_what_is_equal(factor):
         return optax.apply_updates(params, updates), state
 
     report = audit.step(step, (params, tx.init(params)), jnp.ones((5, 4)), RATES)
-    said = {finding.path: finding.verdict for finding in report.of("rate")}
-    assert said == {"body": "proved", "head": "proved", "stem": "proved" if factor == 1 else "refuted"}
+    verdicts = {finding.path: finding.verdict for finding in report.select("rate")}
+    assert verdicts == {"body": "proved", "head": "proved", "stem": "proved" if factor == 1 else "refuted"}
 
 
 def test_a_mask_without_numbers_asks_for_no_rate():
     shapes = {name: jax.ShapeDtypeStruct((3,), "float32") for name in RATES}
-    assert not audit.optimizer(optax.adam(0.1), shapes, dict.fromkeys(RATES, True)).of("rate")
+    assert not audit.optimizer(optax.adam(0.1), shapes, dict.fromkeys(RATES, True)).select("rate")

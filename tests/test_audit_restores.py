@@ -94,7 +94,7 @@ def test_a_train_state_and_a_file_of_weights(tmp_path):
     weights.write(file, flat)
     state = TrainState.create(apply_fn=None, params=jax.tree.map(jnp.asarray, LOADED), tx=optax.adam(0.1))
     report = restore(file, state, ["body/**"], fresh=FRESH)
-    assert not report.refuted and len(report.of("restored")) == 2
+    assert not report.refuted and len(report.select("restored")) == 2
     assert len(restore(file, state).refuted) == 1
 
 

@@ -41,7 +41,7 @@ def verdicts(report):
 
 
 def only(report, path, claim):
-    (finding,) = [finding for finding in report.of(claim) if finding.path == path]
+    (finding,) = [finding for finding in report.select(claim) if finding.path == path]
     return finding
 
 
@@ -302,10 +302,12 @@ def test_factors_that_are_both_zero_never_train(make, zero):
     stuck = {path for path in ("a", "b") if np.array_equal(after[0][path], params[path])}
     report = audit.step(step, state, BATCH, mask)
     assert (
-        {finding.path for finding in report.of("trains", "refuted")} == stuck == (set(zero) if len(zero) > 1 else set())
+        {finding.path for finding in report.select("trains", "refuted")}
+        == stuck
+        == (set(zero) if len(zero) > 1 else set())
     )
     assert not stuck or "stays 0 in every step, as 'b' does" in only(report, "a", "trains").detail
-    assert not audit.step(step, jax.eval_shape(lambda: state), BATCH, mask).of("trains", "refuted")
+    assert not audit.step(step, jax.eval_shape(lambda: state), BATCH, mask).select("trains", "refuted")
 
 
 def test_a_gradient_kept_in_the_state_leaks_in_a_later_step():
@@ -438,7 +440,7 @@ def test_of_a_step_that_is_too_large_to_run_a_few_elements_refute(tx, monkeypatc
 def test_of_leaves_that_are_computed_alike_one_is_run_and_the_others_cite_it(monkeypatch):
     monkeypatch.setattr(audit.numbers, "MOST_FLOPS", 0.0)
     run, change = [], audit.elements.change
-    monkeypatch.setattr(audit.elements, "change", lambda *a: run.append(a[2]) or change(*a))
+    monkeypatch.setattr(audit.elements, "change", lambda *a: run.append(a[1]) or change(*a))
     names, shape = ["a", "b", "c", "d", "e"], jax.ShapeDtypeStruct((3,), jnp.float32)
     params = {**dict.fromkeys(names, shape), "head": shape}
     mask = {path: path == "head" for path in params}
@@ -451,7 +453,7 @@ def test_of_leaves_that_are_computed_alike_one_is_run_and_the_others_cite_it(mon
         return {**moved, "e": jnp.sin(params["e"]), "head": params["head"] - gradients["head"]}
 
     report = audit.step(step, params, shape, mask)
-    assert {finding.path for finding in report.of("frozen", "refuted")} == {"a", "b", "c", "e"} and len(run) == 2
+    assert {finding.path for finding in report.select("frozen", "refuted")} == {"a", "b", "c", "e"} and len(run) == 2
     assert "as 'a' does" in only(report, "b", "frozen").detail and "as 'a'" not in only(report, "e", "frozen").detail
 
 
@@ -487,5 +489,5 @@ def test_what_is_idle_stands_before_what_is_well_and_costs_break_nothing():
         ["refuted", "state"] in rows and not report.broken and "costs 96 bytes" in only(report, "body", "state").detail
     )
     idle = audit.Finding("body", "idle", "proved", "0")
-    first = audit.Report("step", (*report.of("frozen"), idle)).table().splitlines()[1]
+    first = audit.Report("step", (*report.select("frozen"), idle)).table().splitlines()[1]
     assert first.split()[:2] == ["proved", "idle"]

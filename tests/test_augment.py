@@ -253,26 +253,26 @@ augment = shift
 
 
 @pytest.fixture
-def own(tmp_path):
+def plugin_file(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(OWN)
     return str(file)
 
 
-def test_those_of_a_file_are_as_good_as_those_of_tljax(own):
-    assert augmented(f"{own}:augment:by=2", FLOATS).inputs.tolist() == np.roll(FLOATS, 2, 1).tolist()
-    noise = augmented(f"{own}:noise:size=0.5", FLOATS).inputs - FLOATS
+def test_those_of_a_file_are_as_good_as_those_of_tljax(plugin_file):
+    assert augmented(f"{plugin_file}:augment:by=2", FLOATS).inputs.tolist() == np.roll(FLOATS, 2, 1).tolist()
+    noise = augmented(f"{plugin_file}:noise:size=0.5", FLOATS).inputs - FLOATS
     assert abs(noise.std() - 0.5) < 0.01 and np.unique(noise.round(5)).size > 1000
-    assert augment.read(f"{own}:shift:by=2")[0] is augment.read(f"{own}:shift:by=2")[0]
-    [digest] = augment.digests(f"flip,{own}:shift:by=2")
-    with open(own, "a") as file:
+    assert augment.read(f"{plugin_file}:shift:by=2")[0] is augment.read(f"{plugin_file}:shift:by=2")[0]
+    [digest] = augment.digests(f"flip,{plugin_file}:shift:by=2")
+    with open(plugin_file, "a") as file:
         file.write("\n# edited\n")
-    assert augment.digests(f"{own}:shift:by=2") != [digest]
+    assert augment.digests(f"{plugin_file}:shift:by=2") != [digest]
 
 
-def test_padding_stays_padding(own):
+def test_padding_stays_padding(plugin_file):
     weight = np.array([1, 1, 0], np.float32)
-    assert augmented(f"{own}:weighs_padding", FLOATS[:3], LABELS[:3], weight).weight.tolist() == [1, 1, 0]
+    assert augmented(f"{plugin_file}:weighs_padding", FLOATS[:3], LABELS[:3], weight).weight.tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -298,9 +298,9 @@ def test_padding_stays_padding(own):
         ("nowhere.py:augment", "augment file 'nowhere.py' does not exist"),
     ],
 )
-def test_those_that_cannot_be_are_refused_in_a_line(text, message, own):
+def test_those_that_cannot_be_are_refused_in_a_line(text, message, plugin_file):
     with pytest.raises(InputError, match=message) as error:
-        augment.check(augment.read(text.replace("OWN", own)), SPEC, LABEL)
+        augment.check(augment.read(text.replace("OWN", plugin_file)), SPEC, LABEL)
     assert "\n" not in str(error.value)
 
 
@@ -350,7 +350,7 @@ def trained(spec, fits, execution=None, ends=(STEPS,), states=(), examples=DATA)
     of_fits = {}
     for state, log in train.fit(spec, fits, examples, ends, states, execution):
         for row, i in enumerate(state.fits):
-            params = jax.device_get(state.of(row)[0])
+            params = jax.device_get(state.params_and_state(row)[0])
             of_fits[i] = (params, np.asarray(log.loss)[row])
     return of_fits
 
@@ -435,10 +435,10 @@ HOW = {
 @pytest.mark.devices(8)
 def test_devices_that_share_padded_batches_see_what_one_device_sees(how, text):
     """Thirteen examples, and two in the last batch of an epoch, on eight devices."""
-    one = trained(spec_of(text), [fit_of(0), fit_of(1)])
+    single = trained(spec_of(text), [fit_of(0), fit_of(1)])
     many = trained(spec_of(text), [fit_of(0), fit_of(1)], HOW[how])
     for i in (0, 1):
-        assert_near(many[i], one[i], 2e-5)
+        assert_near(many[i], single[i], 2e-5)
 
 
 @pytest.mark.slow
@@ -476,10 +476,12 @@ def test_microbatches_and_streams_see_what_the_whole_batch_on_the_device_sees():
     stream = train.Stream(ArrayExamples(EIGHT, LABELS))
     streamed = trained(spec_of(text), [fit], examples=stream)[0]
     assert jax.tree.map(np.ndarray.tolist, streamed) == jax.tree.map(np.ndarray.tolist, whole)
-    said, cache = [], train.FeatureCache(10**8, views=2)
-    execution = train.Execution(cache=cache, on_message=said.append)
+    messages, cache = [], train.FeatureCache(10**8, views=2)
+    execution = train.Execution(cache=cache, on_message=messages.append)
     trained(spec_of(text), [fit_of(head_only=True, batch=40)], execution, examples=stream)
-    assert said == ["hidden_0 is frozen, and computed in every step, since inputs are augmented"] and not cache.arrays
+    assert (
+        messages == ["hidden_0 is frozen, and computed in every step, since inputs are augmented"] and not cache.arrays
+    )
 
 
 @pytest.mark.slow
@@ -498,11 +500,13 @@ def test_evaluation_sees_images_as_they_are():
 
 
 def test_by_default_a_frozen_prefix_is_computed_in_every_step():
-    said, spec = [], spec_of("crop:pad=2,flip")
+    messages, spec = [], spec_of("crop:pad=2,flip")
     cache = train.FeatureCache(10**8)
-    execution = train.Execution(cache=cache, on_message=said.append)
+    execution = train.Execution(cache=cache, on_message=messages.append)
     assert_near(trained(spec, [fit_of(head_only=True)], execution), trained(spec, [fit_of(head_only=True)]))
-    assert said == ["hidden_0 is frozen, and computed in every step, since inputs are augmented"] and not cache.arrays
+    assert (
+        messages == ["hidden_0 is frozen, and computed in every step, since inputs are augmented"] and not cache.arrays
+    )
 
 
 @pytest.mark.slow
@@ -513,11 +517,11 @@ def test_by_default_a_frozen_prefix_is_computed_in_every_step():
 def test_features_of_views_give_what_the_prefix_gives_of_the_same_views(how):
     """30 steps of 40 are two passes and so enough for two views; a loop without a cache augments each example with the
     key of its view, and draws the view that the step draws."""
-    said, views, fit = [], 2, fit_of(head_only=True, batch=40)
+    messages, views, fit = [], 2, fit_of(head_only=True, batch=40)
     cache = train.FeatureCache(10**8, views=views)
-    execution = replace(HOW[how] if how else train.Execution(), cache=cache, on_message=said.append)
+    execution = replace(HOW[how] if how else train.Execution(), cache=cache, on_message=messages.append)
     got, losses = trained(spec_of("crop:pad=2,flip"), [fit], execution)[0]
-    assert said == ["hidden_0 is frozen: features of 2 augmented views of 600 examples are computed once, 0 MB"]
+    assert messages == ["hidden_0 is frozen: features of 2 augmented views of 600 examples are computed once, 0 MB"]
     [kept] = cache.arrays.values()
     assert kept.shape == (1, COUNT, views, 16)
 
@@ -571,16 +575,16 @@ def test_each_seed_has_views_of_its_own_and_strategies_of_one_seed_share_them():
     ],
 )
 def test_views_that_are_not_worth_it_or_too_large_are_not_computed(batch, budget, message):
-    said, fit = [], fit_of(head_only=True, batch=batch)
+    messages, fit = [], fit_of(head_only=True, batch=batch)
     cache = train.FeatureCache(budget, views=2)
-    got = trained(spec_of("flip"), [fit], train.Execution(cache=cache, on_message=said.append))
-    assert said[0].startswith(message) and not cache.arrays
+    got = trained(spec_of("flip"), [fit], train.Execution(cache=cache, on_message=messages.append))
+    assert messages[0].startswith(message) and not cache.arrays
     assert_near(got, trained(spec_of("flip"), [fit]))
 
 
-def test_views_are_kept_of_augmentations_of_inputs_of_one_example(own, tmp_path):
+def test_views_are_kept_of_augmentations_of_inputs_of_one_example(plugin_file, tmp_path):
     augment.require_views(
-        augment.read(f"crop,flip,erase,{own}:noise"), jax.ShapeDtypeStruct((8, 8, 3), np.float32), LABEL
+        augment.read(f"crop,flip,erase,{plugin_file}:noise"), jax.ShapeDtypeStruct((8, 8, 3), np.float32), LABEL
     )
     with pytest.raises(InputError, match="views are of examples, and 'mixup' changes whole batches"):
         augment.require_views(augment.read("flip,mixup"), SPEC, LABEL)

@@ -45,7 +45,7 @@ ONCE = {"seeds": (0,), "strategies": ("full",), "epochs": 1}
 
 
 @pytest.fixture
-def own(tmp_path):
+def plugin_file(tmp_path):
     file = tmp_path / "own.py"
     file.write_text(OWN)
     return file
@@ -100,11 +100,12 @@ def of_features(tmp_path):
         ({"source_recipe": "fintune"}, "--source_recipe=fintune; nearest: 'finetune'"),
     ],
 )
-def test_what_cannot_be_is_refused_in_a_line_before_training(change, message, tasks, tmp_path, own, capsys):
+def test_what_cannot_be_is_refused_in_a_line_before_training(change, message, tasks, tmp_path, plugin_file, capsys):
     change = {
-        name: value.replace("OWN", str(own)) if isinstance(value, str) else value for name, value in change.items()
+        name: value.replace("OWN", str(plugin_file)) if isinstance(value, str) else value
+        for name, value in change.items()
     }
-    message = message.replace("OWN", str(own))
+    message = message.replace("OWN", str(plugin_file))
     assert message in refused(command(tasks, tmp_path, **ONCE, **change), capsys)
     assert not (tmp_path / "w").exists()
 
@@ -121,12 +122,12 @@ def keys(tasks, **flags):
     """{strategy: key} of the fits that flags ask for, and the source's."""
     settings = Settings.from_flags(**arguments(tasks, None, **{**ONCE, **flags}))
     experiment = plan.prepare(settings, train.Execution())
-    found = {fit.strategy.label: key for key, fit in plan.planned(experiment).items()}
-    return found | ({"source": experiment.source.identity[0]} if experiment.source else {})
+    by_label = {fit.strategy.label: key for key, fit in plan.planned(experiment).items()}
+    return by_label | ({"source": experiment.source.identity[0]} if experiment.source else {})
 
 
 @pytest.mark.slow
-def test_a_key_holds_what_the_augmentation_is_and_nothing_where_there_is_none(tasks, own, of_features):
+def test_a_key_holds_what_the_augmentation_is_and_nothing_where_there_is_none(tasks, plugin_file, of_features):
     without = keys(tasks)
     assert keys(tasks, augment="", augment_views=0) == keys(tasks, augment="none") == without
     target_alone = keys(tasks, augment="flip", source_augment="")
@@ -135,9 +136,9 @@ def test_a_key_holds_what_the_augmentation_is_and_nothing_where_there_is_none(ta
     assert keys(tasks, augment="flip", source_augment="", augment_views=2)["full"] != target_alone["full"]
     task = data.load(str(tasks / "clothes.npz"))
     assert keys(tasks, augment="auto") == keys(tasks, augment=augment.resolved("auto", task.train.spec)) != without
-    files = keys(tasks, augment=f"{own}:augment:shade=1", source_augment="")["full"]
-    own.write_text(OWN + "\n# edited\n")
-    assert keys(tasks, augment=f"{own}:augment:shade=1", source_augment="")["full"] != files
+    files = keys(tasks, augment=f"{plugin_file}:augment:shade=1", source_augment="")["full"]
+    plugin_file.write_text(OWN + "\n# edited\n")
+    assert keys(tasks, augment=f"{plugin_file}:augment:shade=1", source_augment="")["full"] != files
     features = {"source": None, "target": of_features, "strategies": ("scratch",)}
     assert keys(tasks, **features, augment="auto") == keys(tasks, **features)
 
@@ -220,8 +221,8 @@ def test_the_augmentation_of_the_page_is_one_and_its_command_runs(tmp_path, monk
     _, _, program, *argv = shlex.split(line)
     assert program == "experiments.transfer"
     process.run_main(transfer.main, ["transfer", *argv, "--dry_run"])
-    said = capsys.readouterr()
-    assert "augmented in training: flip,noise.py:augment:size=16" in said.out and not said.err
+    captured = capsys.readouterr()
+    assert "augmented in training: flip,noise.py:augment:size=16" in captured.out and not captured.err
 
 
 def test_recipes_hold_flags_of_a_fit_alone():

@@ -28,11 +28,11 @@ def fault(argv, folder, capsys) -> str:
         return f"raises {error!r}"
     finally:
         signal.alarm(0)
-        out, said = capsys.readouterr()
-    if code != 1 or not said.startswith("error: ") or said.count("\n") != 1:
-        return f"ends with {code}: {said}{out}"
-    if "Traceback" in out + said or len(said) > 1500:
-        return f"says too much: {said}{out}"
+        out, errors = capsys.readouterr()
+    if code != 1 or not errors.startswith("error: ") or errors.count("\n") != 1:
+        return f"ends with {code}: {errors}{out}"
+    if "Traceback" in out + errors or len(errors) > 1500:
+        return f"says too much: {errors}{out}"
     return "" if snapshot(folder) == before and (folder / "w").exists() == there else "changes files"
 
 
@@ -51,12 +51,12 @@ def refusing(monkeypatch):
 
 @pytest.mark.parametrize("stride", [10, pytest.param(1, marks=pytest.mark.slow)])
 def test_bad_inputs_end_with_one_line_and_change_nothing(stride, tasks, finished, tmp_path, capsys, refusing):
-    found = []
+    wrongs = []
     for number, (what, argv, folder) in enumerate(cases(tasks, finished[0], tmp_path, SEED, COUNT)):
         if number % stride == number // 10 % stride:
             wrong = fault(argv, folder, capsys)
-            found += [f"{number} {what} {argv}: {wrong}"] if wrong else []
-    assert not found, "\n".join([f"{len(found)} of {COUNT}:", *found])
+            wrongs += [f"{number} {what} {argv}: {wrong}"] if wrong else []
+    assert not wrongs, "\n".join([f"{len(wrongs)} of {COUNT}:", *wrongs])
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def estimated(params, state, stages):
     return {**state, **means}
 
 
-def near(got, expected, atol=1e-6):
+def assert_near(got, expected, atol=1e-6):
     assert paths.names(got) == paths.names(expected)
     for (path, a), (_, b) in zip(paths.items(got), paths.items(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=atol, err_msg=path)
@@ -149,7 +149,7 @@ def test_a_state_is_that_of_a_plain_loop_of_flax(mode, trained, on):
     """Parameters and state after 30 steps, every fourth with a batch half of padding."""
     params, _ = variables()
     [(_, got)] = fitted(mode, ((0, masks.under(params, trained)),), ON[on])
-    near(jax.tree.map(lambda leaf: leaf[0], got), plainly(mode, trained), atol=2e-6)
+    assert_near(jax.tree.map(lambda leaf: leaf[0], got), plainly(mode, trained), atol=2e-6)
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_nnx_gives_what_linen_gives(mode):
     assert paths.names(drawn) == paths.names(models.init(MODEL, jax.random.key(0), (8, 8, 1)))
     params, _ = variables()
     [(_, got)] = fitted(mode, ((0, masks.under(params, EVERYTHING)),), model=nnx_model)
-    near(jax.tree.map(lambda leaf: leaf[0], got), plainly(mode, EVERYTHING))
+    assert_near(jax.tree.map(lambda leaf: leaf[0], got), plainly(mode, EVERYTHING))
 
 
 def plainly_in_phases():
@@ -193,7 +193,7 @@ def test_a_phase_boundary_changes_the_mode_with_the_mask():
     params, _ = variables()
     phases = ((0, masks.under(params, HEAD)), (12, masks.under(params, EVERYTHING)))
     *_, (_, got) = fitted("auto", phases, ends=(12, STEPS))
-    near(jax.tree.map(lambda leaf: leaf[0], got), plainly_in_phases())
+    assert_near(jax.tree.map(lambda leaf: leaf[0], got), plainly_in_phases())
 
 
 def test_auto_tracks_stages_that_train_whole():
@@ -225,14 +225,14 @@ def test_a_state_is_estimated_at_every_point_and_where_a_phase_begins():
     for name, execution in (("anew", train.Execution()), ("cached", train.Execution(cache=cache))):
         for now, _ in train.fit(spec, fits, DATA, [4, 8, 20, STEPS], execution=execution):
             for row in range(2):
-                params, state = now.of(row)
-                near(state, estimated(params, variables(row)[1], tuple(MODULES)))
+                params, state = now.params_and_state(row)
+                assert_near(state, estimated(params, variables(row)[1], tuple(MODULES)))
             logits = evaluate.logits_of(spec, fits, now, evaluate.padded(IMAGES), EXAMPLES)()
             np.testing.assert_allclose(logits[1], plain_outputs(params, state, IMAGES)[0], rtol=1e-4, atol=1e-5)
             seen.setdefault(name, []).append(jax.tree.map(np.asarray, (now.params, now.model_state)))
     assert len(cache.arrays) == 1
     for anew, cached in zip(seen["anew"], seen["cached"], strict=True):
-        near(anew, cached)
+        assert_near(anew, cached)
 
 
 @pytest.mark.slow
@@ -244,8 +244,8 @@ def test_a_stage_that_is_frozen_whole_has_its_estimate_from_where_its_phase_begi
     for now, _ in train.fit(spec, [fit_of(params, state, phases)], DATA, list(ends)):
         ends[now.step] = jax.tree.map(lambda leaf: np.array(leaf[0]), (now.params, now.model_state))
     at_start = estimated(params, state, tuple(MODULES))
-    near(ends[4][1], {**estimated(ends[4][0], at_start, ("stem",)), "block_0": at_start["block_0"]})
-    near(ends[8][1], estimated(ends[8][0], state, tuple(MODULES)))
+    assert_near(ends[4][1], {**estimated(ends[4][0], at_start, ("stem",)), "block_0": at_start["block_0"]})
+    assert_near(ends[8][1], estimated(ends[8][0], state, tuple(MODULES)))
     assert not np.allclose(ends[8][1]["block_0"]["norm_0"]["mean"], at_start["block_0"]["norm_0"]["mean"], atol=1e-4)
 
 
@@ -269,11 +269,15 @@ def test_a_stage_whose_state_is_tracked_is_in_no_frozen_prefix():
     params, state = variables()
     mask = masks.under(params, HEAD)
     fit = fit_of(params, state, ((0, mask),))
-    of = lambda *modes: frozen_prefix_of(  # noqa: E731
+    prefix = lambda *modes: frozen_prefix_of(  # noqa: E731
         train.specialize(train.Spec(MODEL, None, OPTIMIZER, batch_stats=modes), fit, (mask,))
     )
-    assert of() == ("stem", "block_0") and of(("block_0", "tracked")) == ("stem",) and of(("stem", "tracked")) == ()
-    assert of(("stem", "reestimated"), ("block_0", "reestimated")) == ("stem", "block_0")
+    assert (
+        prefix() == ("stem", "block_0")
+        and prefix(("block_0", "tracked")) == ("stem",)
+        and prefix(("stem", "tracked")) == ()
+    )
+    assert prefix(("stem", "reestimated"), ("block_0", "reestimated")) == ("stem", "block_0")
 
 
 @pytest.mark.slow
@@ -285,7 +289,7 @@ def test_the_average_of_a_reestimated_fit_has_a_state_of_its_own():
     [(now, _)] = train.fit(spec, [fit], DATA, [STEPS])
     of_fit = jax.tree.map(lambda leaf: leaf[0], (now.params, now.model_state, now.average))
     params, state = train.with_average(*of_fit)
-    near(state, estimated(params, variables()[1], tuple(MODULES)), atol=1e-5)
+    assert_near(state, estimated(params, variables()[1], tuple(MODULES)), atol=1e-5)
     assert not np.allclose(state["stem"]["norm"]["mean"], of_fit[1]["stem"]["norm"]["mean"], atol=1e-4)
 
 

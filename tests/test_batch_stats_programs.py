@@ -23,8 +23,8 @@ STATE = ("block_0/batch_stats/norm_0/mean", "stem/batch_stats/norm/var")
 
 
 def flags(tasks, workdir, **more):
-    given = {"model": MODEL, "strategies": STRATEGIES, "seeds": (0,), "epochs": 2, "optimizer": "adam", **more}
-    return {name: value for name, value in arguments(tasks, workdir, **given).items() if name != "hidden"}
+    values = {"model": MODEL, "strategies": STRATEGIES, "seeds": (0,), "epochs": 2, "optimizer": "adam", **more}
+    return {name: value for name, value in arguments(tasks, workdir, **values).items() if name != "hidden"}
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +86,8 @@ def test_the_mode_is_in_the_key_of_a_model_with_a_state_and_in_no_other(tasks):
     keys = {}
     for model in ("mlp", MODEL):
         for mode in ("auto", "frozen"):
-            given = flags(tasks, None, model=model, batch_stats=mode, strategies=("full",))
-            experiment = plan.prepare(Settings.from_flags(**given), train.Execution(), only=True)
+            values = flags(tasks, None, model=model, batch_stats=mode, strategies=("full",))
+            experiment = plan.prepare(Settings.from_flags(**values), train.Execution(), only=True)
             [keys[model, mode]] = plan.planned(experiment)
     assert keys["mlp", "auto"] == keys["mlp", "frozen"] and keys[MODEL, "auto"] != keys[MODEL, "frozen"]
     task = plan.load_task(Settings.from_flags(**flags(tasks, None)), str(tasks / "digits.npz"), None)
@@ -116,13 +116,13 @@ def without_state(source, tmp_path):
 
 @pytest.mark.slow
 def test_a_source_without_its_running_averages_is_refused_or_has_them_computed_anew(tasks, without_state, tmp_path):
-    given = from_source(tasks, tmp_path / "w", without_state, strategies=("full", "head_only"))
+    values = from_source(tasks, tmp_path / "w", without_state, strategies=("full", "head_only"))
     with pytest.raises(
         InputError, match=r"lacks running averages of the model, 'block_0/batch_stats.*--batch_stats=rees"
     ):
-        transfer.run(**given)
+        transfer.run(**values)
     assert not (tmp_path / "w").exists()
-    ends = leaves(tmp_path / "w", transfer.run(**given, batch_stats="reestimated"))
+    ends = leaves(tmp_path / "w", transfer.run(**values, batch_stats="reestimated"))
     assert all(np.all(np.abs(ends["head_only"][path]) > 0) for path in STATE)
 
 
@@ -130,13 +130,13 @@ def test_a_source_that_lacks_one_running_average_is_told_of_that_one_and_has_the
     tasks, source, tmp_path
 ):
     file = exported(source, tmp_path / "net.safetensors", lambda arrays: arrays.pop(STATE[1]) is None or arrays)
-    given = from_source(tasks, None, file, strategies=("full",), batch_stats="reestimated")
-    experiment = plan.prepare(Settings.from_flags(**given), train.Execution(), only=True)
+    values = from_source(tasks, None, file, strategies=("full",), batch_stats="reestimated")
+    experiment = plan.prepare(Settings.from_flags(**values), train.Execution(), only=True)
     assert STATE[1] in experiment.source.trained[0].flat
     with pytest.raises(
         InputError, match=rf"lacks running averages of the model, '{STATE[1]}': give --batch_stats=rees"
     ):
-        plan.prepare(Settings.from_flags(**{**given, "batch_stats": "auto"}), train.Execution(), only=True)
+        plan.prepare(Settings.from_flags(**{**values, "batch_stats": "auto"}), train.Execution(), only=True)
 
 
 def test_programs_that_train_nothing_name_no_flag_that_they_have_not(without_state, tmp_path):
@@ -210,9 +210,9 @@ def test_a_strategy_says_what_becomes_of_the_state_of_a_stage(tasks, source, tmp
 
 
 def test_microbatches_are_refused_where_a_state_follows_the_batch(tasks, source, tmp_path):
-    given = from_source(tasks, tmp_path / "w", source, microbatch=5, batch_size=20)
+    values = from_source(tasks, tmp_path / "w", source, microbatch=5, batch_size=20)
     with pytest.raises(InputError, match=r"microbatch=5: stage 'block_0' normalises by the whole batch"):
-        transfer.run(**{**given, "strategies": ("full",)})
+        transfer.run(**{**values, "strategies": ("full",)})
 
 
 @pytest.mark.slow
@@ -241,8 +241,8 @@ def test_half_trained_fits_keep_their_state_on_disk(tmp_path):
     progress = progress._replace(parts=resume.joined(progress.parts, half))
     with resume.saving(tmp_path / "group", ["a"]) as save:
         save(progress)
-    found = resume.find(tmp_path, ["a"], program, [fit], pytest.fail)
-    assert found is not None
-    [(again, _)] = train.fit(program, [fit], data, [4, 8], found.parts)
+    saved = resume.find(tmp_path, ["a"], program, [fit], pytest.fail)
+    assert saved is not None
+    [(again, _)] = train.fit(program, [fit], data, [4, 8], saved.parts)
     jax.tree.map(np.testing.assert_array_equal, (again.variables, again.average), (end.variables, end.average))
     assert not np.array_equal(end.model_state["stem"]["norm"]["mean"], half.model_state["stem"]["norm"]["mean"])

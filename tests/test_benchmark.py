@@ -46,28 +46,28 @@ class Recorded:
 
 
 def test_sides_start_and_take_turns_one_after_the_other_and_the_warm_up_is_not_counted():
-    asked: list[str] = []
-    several = {name: lambda name=name: Recorded(name, asked) for name in "ab"}
+    requests: list[str] = []
+    several = {name: lambda name=name: Recorded(name, requests) for name in "ab"}
     taken = take_turns(several, 2, PATIENT)
-    assert asked == ["a starts", "b starts", *"ab" * 3, "a ends", "b ends"]
+    assert requests == ["a starts", "b starts", *"ab" * 3, "a ends", "b ends"]
     assert [[turn["seconds"] for turn in result.turns] for result in taken.values()] == [[2.0, 3.0]] * 2
 
 
 def test_a_side_that_fails_is_ended_and_left_out_and_the_others_go_on():
-    asked: list[str] = []
+    requests: list[str] = []
     notes: list[str] = []
-    several = {"a": lambda: Recorded("a", asked, 2), "b": lambda: Recorded("b", asked)}
+    several = {"a": lambda: Recorded("a", requests, 2), "b": lambda: Recorded("b", requests)}
     assert list(take_turns(several, 2, PATIENT, note=notes.append)) == ["b"]
     assert notes == ["a is left out: it is tired"]
-    assert asked == ["a starts", "b starts", "a", "b", "a ends", "b", "b", "b ends"]
+    assert requests == ["a starts", "b starts", "a", "b", "a ends", "b", "b", "b ends"]
 
 
 def test_when_the_time_is_over_nothing_more_begins():
-    asked: list[str] = []
+    requests: list[str] = []
     notes: list[str] = []
     over = Patience(60, 60, time.monotonic() - 1)
-    assert take_turns({"a": lambda: Recorded("a", asked)}, 2, over, note=notes.append) == {}
-    assert asked == [] and notes == ["a: left out, as the time is over"]
+    assert take_turns({"a": lambda: Recorded("a", requests)}, 2, over, note=notes.append) == {}
+    assert requests == [] and notes == ["a: left out, as the time is over"]
 
 
 def test_ratios_are_of_rounds_and_over_the_side_that_is_named():
@@ -93,7 +93,7 @@ def test_the_ceiling_is_the_best_rate_and_shares_are_of_the_work_that_counts():
         "tljax": processes.Taken(first, [{"seconds": 0.5}, {"seconds": 0.5}], 1e6),
         "large product": processes.Taken({**first, "rate": 1e11}, [{"rate": 1e11}, {"rate": 2e11}], None),
     }
-    values = {(m.row, m.side): m.value for m in rows._of_turns("x", several, taken, Options())}
+    values = {(m.row, m.side): m.value for m in rows._turn_measurements("x", several, taken, Options())}
     assert values["x: large product, best GFLOP/s", "JAX"] == 200
     products = 600 * 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)
     assert values["x: share of the large product's best rate", "tljax"] == pytest.approx(products / 0.5 / 2e11)
@@ -106,7 +106,7 @@ def test_seconds_are_of_an_epoch_only_where_a_turn_is_one():
     units = {(6_000, 60): "s/epoch", (60_000, 600): "s/epoch", (6_000, 600): "s/600 steps", (600_000, 20): "s/20 steps"}
     for (examples, steps), unit in units.items():
         sides_of_case = {"tljax": Side(Work("tljax", examples=examples, steps=steps))}
-        assert f"x: {unit}" in [m.row for m in rows._of_turns("x", sides_of_case, taken, Options())]
+        assert f"x: {unit}" in [m.row for m in rows._turn_measurements("x", sides_of_case, taken, Options())]
 
 
 def test_without_data_the_default_rows_are_measured_but_for_programs(monkeypatch, tmp_path, capsys):
@@ -123,11 +123,11 @@ def test_rows_measure_tljax_first_and_every_precision_alike():
     for row in {*rows.ON_HOST, *rows.ON_ACCELERATOR} - {"deterministic"}:
         cases = rows.cases(row, options)
         assert all(next(iter(several)).startswith("tljax") for several in cases.values())
-        of = {
+        rows_by_precision = {
             precision: [[*several] for name, several in cases.items() if precision in name]
             for precision in ("float32", "tf32")
         }
-        assert of["float32"] == of["tf32"]
+        assert rows_by_precision["float32"] == rows_by_precision["tf32"]
     of_fits = [side.work for several in rows.cases("fits", options).values() for side in several.values()]
     assert {work.fits for work in of_fits} == {8, 64}
     assert {work.side for work in of_fits if work.precision == "bfloat16"} == {"tljax"}

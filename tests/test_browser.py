@@ -20,8 +20,8 @@ LONG = "a_strategy_with_a_very_long_name:and=options:" + "x" * 60
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("report") / "report.html"
-    one = study()
-    long = study(family=[*one.family, comparison(LONG, 0.02, "positive", target="y" * 60)])
+    usual = study()
+    long = study(family=[*usual.family, comparison(LONG, 0.02, "positive", target="y" * 60)])
     provenance = Provenance({"jax": "z" * 200}, "--a=" + "b" * 300, "run")
     file.write_text(page(long, {"clothes": NAMES}, provenance=provenance), encoding="utf-8")
     return file
@@ -29,7 +29,7 @@ def report(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tab():
-    path = browser.found()
+    path = browser.executable()
     if path is None:
         pytest.skip("there is no chromium, chromium-browser or google-chrome on the PATH")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, browser.tab(path, Path(folder)) as opened:
@@ -54,11 +54,11 @@ def complaints(tab: browser.Tab) -> list[dict[str, Any]]:
 
 def fetched(tab: browser.Tab, file: Path) -> list[str]:
     """What was asked for besides the page itself and the data within it."""
-    asked = [
+    addresses = [
         event["params"]["request"]["url"] for event in tab.events if event["method"] == "Network.requestWillBeSent"
     ]
-    assert file.as_uri() in asked
-    return [url for url in asked if url != file.as_uri() and not url.startswith("data:")]
+    assert file.as_uri() in addresses
+    return [url for url in addresses if url != file.as_uri() and not url.startswith("data:")]
 
 
 @pytest.mark.parametrize("width", [390, 1200])

@@ -17,9 +17,9 @@ def task(*counts: int) -> Task:
 
 
 def test_short_classes_are_named_with_what_they_give() -> None:
-    said = "class 'c' gives 2, class 'd' gives 1, all that there are, so the other classes give more"
-    assert budgets.notes(["5/class"], task(40, 17, 2, 1)) == [f"5/class training examples: {said}; 20 in all"]
-    assert budgets.notes(["20:seeds=3"], task(40, 17, 2, 1)) == [f"20 training examples: {said}; 20 in all"]
+    short = "class 'c' gives 2, class 'd' gives 1, all that there are, so the other classes give more"
+    assert budgets.notes(["5/class"], task(40, 17, 2, 1)) == [f"5/class training examples: {short}; 20 in all"]
+    assert budgets.notes(["20:seeds=3"], task(40, 17, 2, 1)) == [f"20 training examples: {short}; 20 in all"]
     assert budgets.notes(["all", "1/class", "2/class:seeds=2", "11"], task(40, 17, 2, 2)) == []
     assert budgets.notes(["5/class", "1000"], task(5, 5, 5)) == []
 
@@ -27,17 +27,19 @@ def test_short_classes_are_named_with_what_they_give() -> None:
 @pytest.mark.parametrize("counts", [(40, 17, 2, 1), (3, 3, 3), (1, 1, 9), (7, 0, 2, 5), (4, 4, 1, 20, 2)])
 @pytest.mark.parametrize("validation", [0.2, 0.25, 0.29, 0.5])
 def test_classes_that_are_named_are_those_that_hold_nothing_out(counts: tuple[int, ...], validation: float) -> None:
-    of = task(*counts)
-    labels = of.train.targets
+    counted = task(*counts)
+    labels = counted.train.targets
     for amount in range(sum(count > 0 for count in counts), len(labels) + 1):
         held = np.zeros(len(counts), bool)
         for seed in range(12):
             chosen = draw.label_budget(seed, labels, amount)
             share = np.bincount(labels[chosen], minlength=len(counts))
             held |= share * validation >= 1
-        lines = budgets.notes([str(amount)], of, validation)
-        named = {name for name in of.classes for line in lines if "validation" in line and f"class '{name}'" in line}
-        never = {name for name, some, count in zip(of.classes, held, counts, strict=True) if count and not some}
+        lines = budgets.notes([str(amount)], counted, validation)
+        named = {
+            name for name in counted.classes for line in lines if "validation" in line and f"class '{name}'" in line
+        }
+        never = {name for name, some, count in zip(counted.classes, held, counts, strict=True) if count and not some}
         # Each class that no draw holds out is named; one that some draws do may be, where the remainder is drawn.
         assert never <= named
         classes, least = sum(count > 0 for count in counts), min(count for count in counts if count)

@@ -26,9 +26,9 @@ def right():
         order = lambda first, last: draw.order(seed, LABELS, 10, first, last, epochs=False, subset=subset)  # noqa: E731
         params = models.init(model, jax.random.key(seed), (28, 28, 1))
         everything = masks.by_path(params, lambda path: True)
-        given = {**numbers, "label_smoothing": 0.0}
+        rates = {**numbers, "label_smoothing": 0.0}
         return train.Fit(
-            params, ((0, everything),), order, np.full(STEPS, 0.1, np.float32), (), given, jax.random.key(0)
+            params, ((0, everything),), order, np.full(STEPS, 0.1, np.float32), (), rates, jax.random.key(0)
         )
 
     fits = [fit(seed) for seed in range(2 * GROUPS * FITS)]
@@ -43,10 +43,10 @@ def test_at_most_6_percent_of_comparisons_of_a_strategy_with_itself_are_decided(
     """160 of 5 pairs each, nominal 5 %; and what is planted is found as often as the power's range says."""
     differences = right[::2].astype(float) - right[1::2]
     grouped = differences.reshape(GROUPS, FITS, -1)
-    found = [statistics.verdicts([scores], 0.05)[0] for scores in grouped]
-    false = sum(one.word in ("positive", "negative") for one in found)
+    verdicts_alone = [statistics.verdicts([scores], 0.05)[0] for scores in grouped]
+    false = sum(each.word in ("positive", "negative") for each in verdicts_alone)
     assert false <= stats.binom.ppf(0.99, GROUPS, 0.05), f"{false} of {GROUPS}"
-    covered = np.mean([one.interval.low <= differences.mean() <= one.interval.high for one in found])
+    covered = np.mean([each.interval.low <= differences.mean() <= each.interval.high for each in verdicts_alone])
     assert covered >= stats.binom.ppf(0.01, GROUPS, 0.95) / GROUPS
     print(f"false verdicts {false} of {GROUPS}, covered {covered:.3f}")
 

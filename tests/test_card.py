@@ -40,7 +40,7 @@ def part(own, others, groups=None, masks=None):
     transfer = Transfer("a_b", "a to b", flags, "b:blur=1", (0.1, 1.0), (7, 8), 1.0, "")
     items = JudgedItems("a", "b", np.arange(ITEMS) % 3, groups, halves, 15)
     arms = {each.strategy: each for each in others}
-    reference = Reference(arms, {}, masks, ("", "", ""), (0.9,) * len(SEEDS), ENVIRONMENT, "")
+    reference = Reference(arms, {}, masks, ("b", "a", "c"), (0.9,) * len(SEEDS), ENVIRONMENT, "")
     return OnTransfer(transfer, items, own, reference)
 
 
@@ -142,6 +142,14 @@ def test_who_explores_is_told_nothing_of_the_items_that_confirm():
     assert json.dumps(after["transfers"]["a_b"]["from_scratch"]) == before and "confirm" not in before
     for name in ("accuracy", "from_others", "rank"):
         assert after["transfers"]["a_b"][name] == record["transfers"]["a_b"][name]
+    rotated = np.random.default_rng(3).random((len(SEEDS), ITEMS)) < 0.5
+    arms = {name: each._replace(shift=~rotated) for name, each in this.reference.arms.items()}
+    of_same_items = this.reference._replace(test_sets=("b", "a", "b"), arms=arms)
+    this = this._replace(arm=own._replace(shift=rotated), reference=of_same_items)
+    rows = this.items.halves["explore"]
+    for explore, wanted in ((True, rotated[:, rows]), (False, rotated)):
+        shown = page.numbers(told([this], explore=explore))["transfers"]["a_b"]["shift"]
+        assert shown == pytest.approx(wanted.mean(1), abs=1e-6)
 
 
 def test_the_page_says_other_versions_a_refuted_check_other_rounding_and_how_many_were_looked_at(tmp_path, capsys):

@@ -19,9 +19,9 @@ def test_killed_stopped_and_damaged_runs_end_with_the_same_bits(tasks, tmp_path,
     (tmp_path / "small.flags").write_text("\n".join(flags) + "\n")
     argv = [f"--flagfile={tmp_path / 'small.flags'}", "--kills=5", "--terms=3", "--flips=3"]
     chaos.main(["chaos", *argv, f"--workdir={tmp_path / 'chaos'}"])
-    said = capsys.readouterr().out
-    assert said.count(": 0 s") == 0 and all(f"{kind}:" in said for kind in ("kill", "term", "flip"))
-    assert said.count("identical") == 6 and "differ" not in said
+    output = capsys.readouterr().out
+    assert output.count(": 0 s") == 0 and all(f"{kind}:" in output for kind in ("kill", "term", "flip"))
+    assert output.count("identical") == 6 and "differ" not in output
 
 
 def test_what_differs_is_named(finished, tmp_path):

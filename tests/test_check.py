@@ -134,15 +134,15 @@ def test_help_lists_a_strategy_that_cannot_be_read(tmp_path, monkeypatch, capsys
 
 @pytest.mark.slow
 def test_the_step_that_a_schedule_drives_is_read_and_what_is_outside_its_scope_is_proved():
-    problem = problems.of_model("mlp")
+    problem = problems.from_model("mlp")
     _, case = _lint(Method(schedules.switches_all_above_the_first_stage), {}, problem)
     [phase] = case.phases
     program, data = fits.program(problem.model, None), problems.data(problem.shape)
     report = fits.read(fits.fit(program, case.params, [phase.mask], data, 1), 0, problem.shape)
     outside = {"hidden_0/bias", "hidden_0/kernel"}
-    assert {finding.path for finding in report.of("frozen", "proved")} == outside
-    assert {finding.path for finding in report.of("state", "proved")} == outside
-    assert {finding.path for finding in report.of("trains", "proved")} == set(paths.names(case.params)) - outside
+    assert {finding.path for finding in report.select("frozen", "proved")} == outside
+    assert {finding.path for finding in report.select("state", "proved")} == outside
+    assert {finding.path for finding in report.select("trains", "proved")} == set(paths.names(case.params)) - outside
     assert not [finding for finding in report.findings if finding.verdict == "refuted"]
 
 

@@ -14,7 +14,7 @@ from tljax.types import InputError, Method
 @pytest.fixture(scope="module")
 def tried():
     """An MLP, a tree with an integer, and one with a number of Python."""
-    return [problems.of_model("mlp"), *problems.trees()[-2:]]
+    return [problems.from_model("mlp"), *problems.trees()[-2:]]
 
 
 def red(method, options, tried):

@@ -21,7 +21,7 @@ SAMPLE = [*check_models.pairs(["mlp", "vit:width=16:depth=2"], [])][17::47]
 @pytest.fixture(scope="module")
 def tried():
     """{model: its problem}."""
-    return {name: problems.of_model(name) for name in MODELS}
+    return {name: problems.from_model(name) for name in MODELS}
 
 
 def masked(strategy, problem):

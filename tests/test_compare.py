@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def line(tasks, folder, *more, **flags):
-    given = {"strategies": ("full",), "train_examples": ("4/class:seeds=2", "all:seeds=2"), "steps": 20} | flags
-    return ["compare", *command(tasks, folder, **given), *more]
+    values = {"strategies": ("full",), "train_examples": ("4/class:seeds=2", "all:seeds=2"), "steps": 20} | flags
+    return ["compare", *command(tasks, folder, **values), *more]
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +125,13 @@ def test_fits_are_judged_on_further_test_sets_and_on_the_source_with_its_head(do
 @pytest.mark.slow
 def test_a_study_run_again_trains_nothing_and_writes_the_same(done, tasks, monkeypatch, capsys):
     before = snapshot(done)
-    monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *given: pytest.fail("it trained again"))
+    monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *positional: pytest.fail("it trained again"))
     compare.main(line(tasks, done.parent, f"--eval=source,{tasks / 'clothes.npz'}:noise=0.2"))
     after = snapshot(done)
     assert {name for name in before if before[name] != after.get(name)} <= {"report.html"}
-    said = capsys.readouterr().out
-    assert "against scratch at equal target steps" in said and "equal source and target steps" in said
-    assert "untuned" in said and "these tasks alone" in said
+    output = capsys.readouterr().out
+    assert "against scratch at equal target steps" in output and "equal source and target steps" in output
+    assert "untuned" in output and "these tasks alone" in output
 
 
 def test_a_dry_run_counts_the_fits(tasks, tmp_path, capsys):
@@ -224,8 +224,8 @@ def test_flags_that_decide_the_bits_are_in_the_recipe_that_one_cell_must_share(t
     """So that a report of two runs does not put fits with dropout in frozen stages beside fits without."""
 
     def recipes(**flags):
-        made = Settings.from_flags(**arguments(tasks, None, strategies=("full",), **flags))
-        return {job.result.recipe for job in plan.planned(plan.prepare(made, None)).values() if job.seed == 0}
+        settings = Settings.from_flags(**arguments(tasks, None, strategies=("full",), **flags))
+        return {job.result.recipe for job in plan.planned(plan.prepare(settings, None)).values() if job.seed == 0}
 
     assert len(recipes() | recipes(frozen_dropout="on")) == 2 * len(recipes())
     assert recipes(features_budget=0) == recipes() == recipes(seeds=(0,))  # rounding, and the seeds beside a fit
@@ -249,8 +249,8 @@ def test_each_strategy_is_tuned_by_a_search(tasks, tmp_path, capsys):
     best = tmp_path / "search" / "best"
     best.mkdir(parents=True)
     for strategy, rate in (("scratch", 0.3), ("full", 0.05)):
-        given = command(tasks, tmp_path, strategies=(strategy,), train_examples=("all",), learning_rate=rate, steps=20)
-        (best / f"{strategy}-all.flags").write_text("\n".join(part for part in given if "workdir" not in part))
+        argv = command(tasks, tmp_path, strategies=(strategy,), train_examples=("all",), learning_rate=rate, steps=20)
+        (best / f"{strategy}-all.flags").write_text("\n".join(part for part in argv if "workdir" not in part))
 
     def tuned(**flags):
         """A command line without the rate, which is the search's."""
@@ -322,10 +322,10 @@ def theirs(folder, seeds=3, **columns):
 
 def test_fits_made_elsewhere_get_the_same_verdicts(tmp_path, capsys):
     report.main(["report", *theirs(tmp_path)])
-    told = capsys.readouterr().out
-    assert "positive" in told and (tmp_path / "out" / "report.html").is_file()
-    found = predictions.read(tmp_path / "mine0.npz")
-    assert found[0].shape == found[1].shape == (200,)
+    output = capsys.readouterr().out
+    assert "positive" in output and (tmp_path / "out" / "report.html").is_file()
+    arrays = predictions.read(tmp_path / "mine0.npz")
+    assert arrays[0].shape == arrays[1].shape == (200,)
 
 
 def test_epochs_chosen_on_the_test_set_are_refused(tmp_path):
@@ -336,8 +336,8 @@ def test_epochs_chosen_on_the_test_set_are_refused(tmp_path):
 @pytest.mark.parametrize("word", ["no", "False", "0", ""])
 def test_a_fit_made_elsewhere_that_did_not_diverge_counts_however_that_is_written(tmp_path, word, capsys):
     report.main(["report", *theirs(tmp_path, diverged=word)])
-    told = capsys.readouterr().out
-    assert "positive" in told and "diverged" not in told
+    output = capsys.readouterr().out
+    assert "positive" in output and "diverged" not in output
 
 
 @pytest.mark.parametrize(
@@ -358,15 +358,15 @@ def test_a_fit_made_elsewhere_that_did_not_diverge_counts_however_that_is_writte
     ids=str,
 )
 def test_a_table_of_fits_that_cannot_be_is_refused(tmp_path, columns, message):
-    with pytest.raises(InputError, match=message) as told:
+    with pytest.raises(InputError, match=message) as refusal:
         report.main(["report", *theirs(tmp_path, **columns)])
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_columns_that_are_not_asked_for_are_left_out_aloud(tmp_path, capsys):
     report.main(["report", *theirs(tmp_path, options="text", confusion="[[1]]", evals="=1+1")])
-    told = capsys.readouterr().out
-    assert "columns that are not read: options, confusion, evals" in told and "positive" in told
+    output = capsys.readouterr().out
+    assert "columns that are not read: options, confusion, evals" in output and "positive" in output
     assert "=1+1" not in (tmp_path / "out" / "fits.csv").read_text()
 
 
@@ -377,8 +377,8 @@ def test_several_run_directories_make_one_report_and_a_broken_one_is_left_out(do
     (tmp_path / "old" / "study.json").write_text("[]")
     runs = ",".join(str(tmp_path / name) for name in ("broken", "absent", "old"))
     report.main(["report", f"--runs={done},{runs}", f"--output={tmp_path / 'out'}"])
-    said = capsys.readouterr().out
-    assert "broken" in said and said.count("left out") == 3 and "against scratch" in said
+    output = capsys.readouterr().out
+    assert "broken" in output and output.count("left out") == 3 and "against scratch" in output
     report.main(["report", f"--runs={finished[0]}", f"--output={tmp_path / 'other'}"])
     assert "bias_only" in capsys.readouterr().out  # of experiments.transfer
 
@@ -441,10 +441,10 @@ def test_a_report_of_fits_from_one_checkpoint_speaks_of_one_source(tasks, tmp_pa
     flags = {"source": None, "source_checkpoint": tmp_path / "s" / source.checkpoint, "strategies": ("full",)}
     transfer.main(["transfer", *command(tasks, tmp_path, **flags)])
 
-    def told(name):
+    def output_of(name):
         report.main(["report", f"--runs={tmp_path / 'w'}", f"--output={tmp_path / name}"])
         return (tmp_path / name / "report.md").read_text()
 
-    assert "the verdicts speak of this one trained source" in told("a")
+    assert "the verdicts speak of this one trained source" in output_of("a")
     shutil.rmtree(tmp_path / "s")  # nothing is guessed of a source that is gone
-    assert "how many different sources these fits start from is not known" in told("b")
+    assert "how many different sources these fits start from is not known" in output_of("b")

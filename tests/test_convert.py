@@ -194,47 +194,59 @@ def tensor(start: int = 0, shape=(2, 3), strides=(3, 1), storage: bytes = STORAG
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + rest + b"tR"
 
 
-def of(value: bytes, name: str = "w") -> bytes:
+def dict_of(value: bytes, name: str = "w") -> bytes:
     """A program that leaves a dict of one entry."""
     return b"\x80\x02}" + text(name) + value + b"s."
 
 
 SYSTEM = b"cposix\nsystem\n(" + text("touch ran") + b"tR"
 BAD = {
-    "a call": (archive(of(SYSTEM)), "holds code: it calls posix.system at byte 9 of x/data.pkl; it is not read"),
-    "a call before the tensors": (archive(b"\x80\x02" + SYSTEM + b"0" + of(tensor())[2:]), "it calls posix.system at"),
-    "a call by names on the stack": (archive(of(text("os") + text("system") + b"\x93)R")), "it calls os.system at"),
+    "a call": (archive(dict_of(SYSTEM)), "holds code: it calls posix.system at byte 9 of x/data.pkl; it is not read"),
+    "a call before the tensors": (
+        archive(b"\x80\x02" + SYSTEM + b"0" + dict_of(tensor())[2:]),
+        "it calls posix.system at",
+    ),
+    "a call by names on the stack": (
+        archive(dict_of(text("os") + text("system") + b"\x93)R")),
+        "it calls os.system at",
+    ),
     "a call in the older form": (b"\x80\x02" + SYSTEM + b".", "it calls posix.system at byte 2;"),
-    "an object": (archive(of(b"c__main__\nNet\n)\x81")), "it calls __main__.Net"),
-    "an old object": (archive(of(b"(iposix\nsystem\n")), "opcode 0x69, which makes an object"),
-    "an object changed": (archive(of(tensor() + b"}b")), "it changes an object"),
-    "a text that is called": (archive(of(text("x") + b")R")), "it calls what is no function"),
-    "a known name in another's place": (archive(of(b"ctorch\nFloatStorage\n)R")), "torch.FloatStorage"),
-    "an extension": (archive(of(b"\x82\x01")), "opcode 0x82, which names a function"),
-    "a persistent text": (archive(of(b"Px\n")), "opcode 0x50, which names an object outside the file"),
-    "protocol 0": (archive(b"\x80\x00" + of(tensor())[2:]), "it has protocol 0"),
-    "big-endian": (archive(of(tensor()), **{"x/byteorder": b"big"}), "byte order is big, not little"),
-    "a program of TorchScript": (archive(of(tensor()), **{"x/code/net.py": b""}), "it is a program of TorchScript"),
-    "packed": (archive(of(tensor()), method=zipfile.ZIP_DEFLATED), "is packed or encrypted"),
-    "no storage": (archive(of(tensor())).replace(b"x/data/0", b"x/data/1"), "lacks the storage 0"),
-    "a bit of a storage": (archive(of(tensor()), b"\1" * 24).replace(b"\1" * 24, b"\1" * 23 + b"\3"), "its checksum"),
-    "a storage too short": (archive(of(tensor()), bytes(20)), "'w' is larger than its storage"),
-    "too large": (archive(of(tensor(shape=(3, 3)))), "larger than its storage"),
-    "from too far": (archive(of(tensor(start=1))), "larger than its storage"),
+    "an object": (archive(dict_of(b"c__main__\nNet\n)\x81")), "it calls __main__.Net"),
+    "an old object": (archive(dict_of(b"(iposix\nsystem\n")), "opcode 0x69, which makes an object"),
+    "an object changed": (archive(dict_of(tensor() + b"}b")), "it changes an object"),
+    "a text that is called": (archive(dict_of(text("x") + b")R")), "it calls what is no function"),
+    "a known name in another's place": (archive(dict_of(b"ctorch\nFloatStorage\n)R")), "torch.FloatStorage"),
+    "an extension": (archive(dict_of(b"\x82\x01")), "opcode 0x82, which names a function"),
+    "a persistent text": (archive(dict_of(b"Px\n")), "opcode 0x50, which names an object outside the file"),
+    "protocol 0": (archive(b"\x80\x00" + dict_of(tensor())[2:]), "it has protocol 0"),
+    "big-endian": (archive(dict_of(tensor()), **{"x/byteorder": b"big"}), "byte order is big, not little"),
+    "a program of TorchScript": (
+        archive(dict_of(tensor()), **{"x/code/net.py": b""}),
+        "it is a program of TorchScript",
+    ),
+    "packed": (archive(dict_of(tensor()), method=zipfile.ZIP_DEFLATED), "is packed or encrypted"),
+    "no storage": (archive(dict_of(tensor())).replace(b"x/data/0", b"x/data/1"), "lacks the storage 0"),
+    "a bit of a storage": (
+        archive(dict_of(tensor()), b"\1" * 24).replace(b"\1" * 24, b"\1" * 23 + b"\3"),
+        "its checksum",
+    ),
+    "a storage too short": (archive(dict_of(tensor()), bytes(20)), "'w' is larger than its storage"),
+    "too large": (archive(dict_of(tensor(shape=(3, 3)))), "larger than its storage"),
+    "from too far": (archive(dict_of(tensor(start=1))), "larger than its storage"),
     "a stride of 0": (
-        archive(of(tensor(shape=(10**6, 10**6), strides=(0, 0)))),
+        archive(dict_of(tensor(shape=(10**6, 10**6), strides=(0, 0)))),
         "'w' has fewer numbers than its shape (expanded): save it contig",
     ),
     "conjugated": (
-        archive(of(tensor().replace(b")RtR", b")R\x88tR"))),
+        archive(dict_of(tensor().replace(b")RtR", b")R\x88tR"))),
         "'w' is kept conjugated or negated: save it resolved",
     ),
-    "a negative stride": (archive(of(tensor(strides=(-3, 1)))), "it has a tensor of no shape"),
-    "a shape beyond all": (archive(of(tensor(shape=(2**62, 2)))), "it has a tensor of no shape"),
-    "no tensor": (archive(of(number(3))), "holds no dict of arrays"),
+    "a negative stride": (archive(dict_of(tensor(strides=(-3, 1)))), "it has a tensor of no shape"),
+    "a shape beyond all": (archive(dict_of(tensor(shape=(2**62, 2)))), "it has a tensor of no shape"),
+    "no tensor": (archive(dict_of(number(3))), "holds no dict of arrays"),
     "a tensor alone": (archive(b"\x80\x02" + tensor() + b"."), "holds no dict of arrays"),
     "a name twice": (
-        archive(b"\x80\x02}(" + text("a.b") + tensor() + text("a") + of(tensor(), "b")[2:-1] + b"u."),
+        archive(b"\x80\x02}(" + text("a.b") + tensor() + text("a") + dict_of(tensor(), "b")[2:-1] + b"u."),
         "two arrays of the name 'a.b'",
     ),
     "cut in a text": (archive(b"\x80\x02}X" + struct.pack("<I", 2**32 - 1) + b"w"), "it is cut short"),
@@ -244,7 +256,7 @@ BAD = {
     "no mark": (archive(b"\x80\x02t."), "its stack has no mark"),
     "nothing remembered": (archive(b"\x80\x02h\x07."), "refers to what it has not named"),
     "a key of tuples": (archive(b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns."), "a key that is no text"),
-    "deep": (archive(of(b"]" * 100_000 + b"a" * 99_999)), "holds no dict of arrays"),
+    "deep": (archive(dict_of(b"]" * 100_000 + b"a" * 99_999)), "holds no dict of arrays"),
     "deep dicts": (archive(b"\x80\x02" + b"}X\1\0\0\0a" * 30 + tensor() + b"s" * 30 + b"."), "holds no dict of arrays"),
     "within itself": (
         archive(b"\x80\x02}q\1(" + text("w") + tensor() + text("me") + b"h\1u."),

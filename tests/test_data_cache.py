@@ -103,13 +103,13 @@ def test_a_crash_while_writing_leaves_nothing(manual: Path, tmp_path: Path, monk
 
 
 def test_many_at_once_agree(manual: Path, tmp_path: Path) -> None:
-    def one(_: int) -> str:
+    def digest(_: int) -> str:
         task = load("mnist", data_dir=tmp_path / "data", manual_dir=manual)
         return checks.fingerprint(task.train, task.test, task.classes)
 
     for _ in range(5):
         with ThreadPoolExecutor(8) as pool:
-            assert len(set(pool.map(one, range(16)))) == 1
+            assert len(set(pool.map(digest, range(16)))) == 1
         kept(tmp_path / "data")  # one folder, nothing beside it
         # The next round begins with one that is out of date, for all to replace.
         os.utime(manual / "mnist" / "train-images-idx3-ubyte.gz")
@@ -169,44 +169,44 @@ def same(task: Task, other: Task) -> bool:
              "test_labels.npy", "test_groups.npy"],
 )  # fmt: skip
 def test_any_flipped_bit_of_the_cache_is_said_and_decoded_again(file: str, tmp_path: Path) -> None:
-    name, said = tiny(tmp_path), []
+    name, messages = tiny(tmp_path), []
     first = load(name, data_dir=tmp_path / "reference")
-    load(name, data_dir=tmp_path, say=said.append)
-    assert not said and same(load(name, data_dir=tmp_path, say=said.append), first) and not said
+    load(name, data_dir=tmp_path, say=messages.append)
+    assert not messages and same(load(name, data_dir=tmp_path, say=messages.append), first) and not messages
     place = kept(tmp_path) / file
     whole = place.read_bytes()
     for at in range(0, len(whole), 5 if file == "task.json" else 3):
         altered = bytearray(whole)
         altered[at] ^= 1 << at % 8
         place.write_bytes(altered)
-        assert same(load(name, data_dir=tmp_path, say=said.append), first), at
-        assert said == [f"'{place}' is not as it was written: {name} is decoded again"], at
-        said.clear()
+        assert same(load(name, data_dir=tmp_path, say=messages.append), first), at
+        assert messages == [f"'{place}' is not as it was written: {name} is decoded again"], at
+        messages.clear()
     assert place.read_bytes() == whole
 
 
 @pytest.mark.parametrize("data", [b"", b"[" * 100_000, b"[]", b'{"sha256": 1}', b"\xff", b"{", b"null"])
 def test_a_note_or_array_of_anything_else_is_said_and_decoded_again(data: bytes, tmp_path: Path) -> None:
-    name, said = tiny(tmp_path), []
+    name, messages = tiny(tmp_path), []
     first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
     for file in ("task.json", "test_labels.npy"):
         (kept(tmp_path) / file).write_bytes(data)
-        assert same(load(name, data_dir=tmp_path, say=said.append), first)
-    assert len(said) == 2
+        assert same(load(name, data_dir=tmp_path, say=messages.append), first)
+    assert len(messages) == 2
 
 
 def test_a_fingerprint_or_class_name_that_was_changed_is_not_believed(tmp_path: Path) -> None:
-    name, said = tiny(tmp_path), []
+    name, messages = tiny(tmp_path), []
     first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
     place = kept(tmp_path) / "task.json"
     for before, after in ((first.fingerprint, "0" * 64), ('"cat"', '"cow"'), ('"dog"\n', '"dog" \n')):
         place.write_text(place.read_text().replace(before, after))
-        assert same(load(name, data_dir=tmp_path, say=said.append), first)
-    assert len(said) == 3
+        assert same(load(name, data_dir=tmp_path, say=messages.append), first)
+    assert len(messages) == 3
 
 
 def test_what_was_kept_before_there_were_digests_is_decoded_again_without_a_word(tmp_path: Path) -> None:
-    name, said = tiny(tmp_path), []
+    name, messages = tiny(tmp_path), []
     first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
     place = kept(tmp_path) / "task.json"
     note = json.loads(place.read_text())
@@ -216,11 +216,11 @@ def test_what_was_kept_before_there_were_digests_is_decoded_again_without_a_word
     arrays = [first.train.arrays, first.train.targets, first.test.arrays, first.test.targets]
     note["arrays"] = [[array.dtype.str, list(array.shape)] for array in arrays]
     place.write_text(json.dumps(note, indent=1))
-    assert same(load(name, data_dir=tmp_path, say=said.append), first) and not said
+    assert same(load(name, data_dir=tmp_path, say=messages.append), first) and not messages
 
 
 def test_data_that_were_changed_and_kept_are_checked_too(tmp_path: Path) -> None:
-    name, said = tiny(tmp_path) + ":rotate=90", []
+    name, messages = tiny(tmp_path) + ":rotate=90", []
     first, _ = (load(name, data_dir=tmp_path / place) for place in ("reference", ""))
     notes = {
         json.loads((folder / "task.json").read_text())["name"]: folder for folder in (tmp_path / "tljax").iterdir()
@@ -230,16 +230,16 @@ def test_data_that_were_changed_and_kept_are_checked_too(tmp_path: Path) -> None
         altered = bytearray(place.read_bytes())
         altered[-1] ^= 128  # a label becomes negative
         place.write_bytes(altered)
-        assert same(load(name, data_dir=tmp_path, say=said.append), first)
-        assert said == [f"'{place}' is not as it was written: {name.removesuffix(changes)} is decoded again"]
-        said.clear()
+        assert same(load(name, data_dir=tmp_path, say=messages.append), first)
+        assert messages == [f"'{place}' is not as it was written: {name.removesuffix(changes)} is decoded again"]
+        messages.clear()
 
 
 def test_what_a_disk_alters_as_it_is_written_is_not_kept_as_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = cache._Summed.write
-    name, said = tiny(tmp_path), []
+    name, messages = tiny(tmp_path), []
 
     def write_zeros(summed: cache._Summed, data: bytes) -> int:
         summed.sha256.update(data)
@@ -249,17 +249,17 @@ def test_what_a_disk_alters_as_it_is_written_is_not_kept_as_good(
     first = load(name, data_dir=tmp_path)
     assert first.train.arrays.any() and checks.fingerprint(first.train, first.test, first.classes) == first.fingerprint
     monkeypatch.setattr(cache._Summed, "write", write)
-    assert same(load(name, data_dir=tmp_path, say=said.append), first) and len(said) == 1
+    assert same(load(name, data_dir=tmp_path, say=messages.append), first) and len(messages) == 1
 
 
 def test_programs_say_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     name = tiny(tmp_path)
-    made = Settings.from_flags(source=name, data_dir=str(tmp_path))
-    fingerprint = plan.load_task(made, name, None).fingerprint
+    settings = Settings.from_flags(source=name, data_dir=str(tmp_path))
+    fingerprint = plan.load_task(settings, name, None).fingerprint
     assert capsys.readouterr().out == ""
     place = kept(tmp_path) / "test_images.npy"
     altered = bytearray(place.read_bytes())
     altered[-50] ^= 128
     place.write_bytes(altered)
-    assert plan.load_task(made, name, None).fingerprint == fingerprint
+    assert plan.load_task(settings, name, None).fingerprint == fingerprint
     assert capsys.readouterr().out == f"'{place}' is not as it was written: {name} is decoded again\n"

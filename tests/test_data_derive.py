@@ -28,7 +28,7 @@ def small(images: np.ndarray = COLOUR, classes: tuple[str, ...] = NAMES) -> Task
     )
 
 
-def made(*changes: str, task: Task | None = None) -> Task:
+def derived(*changes: str, task: Task | None = None) -> Task:
     return derive.derived(small() if task is None else task, "made", changes)
 
 
@@ -95,21 +95,21 @@ def test_group_makes_a_class_of_each_group() -> None:
     ],
 )
 def test_a_class_is_called_by_its_name_or_its_number(text: str, classes: tuple[str, ...]) -> None:
-    assert made(text).classes == classes
+    assert derived(text).classes == classes
 
 
 def test_of_names_that_hold_separators_the_longest_is_meant() -> None:
     task = small(classes=("a", "b", "a+b", "a-b", "c", "d"))
-    assert made("labels=a+b+c", task=task).classes == ("a+b", "c")
-    assert made("labels=a-b+b", task=task).classes == ("a-b", "b")
-    assert made("labels=b+a", task=task).classes == ("b", "a")
+    assert derived("labels=a+b+c", task=task).classes == ("a+b", "c")
+    assert derived("labels=a-b+b", task=task).classes == ("a-b", "b")
+    assert derived("labels=b+a", task=task).classes == ("b", "a")
 
 
 def test_a_number_that_is_a_name_is_the_name() -> None:
     task = mnist("labels=5-9:group=5+6/7-9")
     assert task.classes == ("5+6", "7+8+9") and np.bincount(task.test.targets).tolist() == [400, 600]
     with pytest.raises(InputError, match=r"'labels=0-4' .* names no class by '0-4'; known: 5, 6, 7, 8, 9"):
-        made("labels=5-9", "labels=0-4", task=PLAIN)
+        derived("labels=5-9", "labels=0-4", task=PLAIN)
 
 
 def test_take_is_balanced_nested_and_leaves_the_test_split() -> None:
@@ -134,7 +134,7 @@ def test_shuffled_labels_keep_the_counts_and_change_the_stated_share(share: floa
 
 def test_a_smaller_share_shuffles_among_the_examples_of_a_larger() -> None:
     before = small().train.targets
-    some, more = (made(f"shuffle_labels={share}").train.targets != before for share in (0.5, 1))
+    some, more = (derived(f"shuffle_labels={share}").train.targets != before for share in (0.5, 1))
     order = np.argsort(np.random.Philox(key=np.array([0, 3], np.uint64)).random_raw(60), kind="stable")
     assert 0 < some.sum() < more.sum() and set(np.flatnonzero(some)) <= set(order[:30].tolist())
 
@@ -144,16 +144,16 @@ def test_a_smaller_share_shuffles_among_the_examples_of_a_larger() -> None:
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
 def test_a_right_angle_is_exact_and_counter_clockwise(turns: int) -> None:
-    task = made(f"rotate={90 * turns}")
+    task = derived(f"rotate={90 * turns}")
     for part, plain in ((task.train, small().train), (task.test, small().test)):
         np.testing.assert_array_equal(part.arrays, np.rot90(plain.arrays, turns, axes=(1, 2)))
-    np.testing.assert_array_equal(made(f"rotate={90 * turns - 360}").train.arrays, task.train.arrays)
+    np.testing.assert_array_equal(derived(f"rotate={90 * turns - 360}").train.arrays, task.train.arrays)
 
 
 @pytest.mark.parametrize("degrees", [30, -17.5, 123])
 def test_a_rotation_is_bilinear_about_the_centre(degrees: float) -> None:
     """As scipy's, its fractions dropped, where all four neighbours are within the picture; 0 where none is."""
-    got = made(f"rotate={degrees}").train.arrays.astype(int)
+    got = derived(f"rotate={degrees}").train.arrays.astype(int)
     plain = small().train.arrays.astype(float)
     expected = ndimage.rotate(plain, degrees, axes=(2, 1), reshape=False, order=1, cval=np.nan)
     inside = ~np.isnan(expected)
@@ -170,27 +170,27 @@ def test_a_rotation_is_bilinear_about_the_centre(degrees: float) -> None:
 def test_a_blur_is_gaussian_within_and_goes_on_as_the_edge_is(radius: float) -> None:
     """As scipy's to a few of the 255 greys, for PIL takes three boxes for the Gaussian."""
     large = small(np.tile(COLOUR, (1, 4, 4, 1)) // 2 + np.arange(90, dtype=np.uint8)[:, None, None, None])
-    got = made(f"blur={radius}", task=large).train.arrays.astype(float)
+    got = derived(f"blur={radius}", task=large).train.arrays.astype(float)
     expected = ndimage.gaussian_filter(large.train.arrays.astype(float), radius, axes=(1, 2))
     within = np.abs(got - expected)[:, 12:-12, 12:-12]
     assert within.mean() < 1 and within.max() < 4 and expected.std() < 0.6 * large.train.arrays.std()
     even = small(np.full((90, 12, 12, 3), (10, 200, 255), np.uint8))
-    assert made(f"blur={radius}", task=even).fingerprint == even.fingerprint
+    assert derived(f"blur={radius}", task=even).fingerprint == even.fingerprint
 
 
 def test_no_blur_is_nothing() -> None:
-    assert made("blur=0").fingerprint == small().fingerprint
+    assert derived("blur=0").fingerprint == small().fingerprint
 
 
 def test_invert_is_255_minus_x_and_twice_is_nothing() -> None:
     np.testing.assert_array_equal(mnist("invert").train.arrays, ~PLAIN.train.arrays)
-    assert made("invert", "invert").fingerprint == small().fingerprint != made("invert").fingerprint
+    assert derived("invert", "invert").fingerprint == small().fingerprint != derived("invert").fingerprint
 
 
 def test_noise_is_normal_with_the_stated_deviation() -> None:
     grey = np.full((90, 12, 12, 3), 128, np.uint8)
     for noise in (0.02, 0.1):
-        got = (made(f"noise={noise}", task=small(grey)).train.arrays.astype(float).ravel() - 128) / 255
+        got = (derived(f"noise={noise}", task=small(grey)).train.arrays.astype(float).ravel() - 128) / 255
         # 25,920 draws: the mean is 0 +- 0.006 deviations and the deviation right to 0.45 %, once each; the
         # rounding to greys adds their twelfth to the variance.
         assert abs(got.mean()) < 0.025 * noise
@@ -200,30 +200,30 @@ def test_noise_is_normal_with_the_stated_deviation() -> None:
 
 def test_noise_is_clipped_and_zero_noise_is_nothing() -> None:
     bright = np.full((90, 12, 12, 3), 250, np.uint8)
-    got = made("noise=0.1", task=small(bright)).train.arrays
+    got = derived("noise=0.1", task=small(bright)).train.arrays
     assert got.max() == 255 and (got == 255).mean() == pytest.approx(stats.norm.sf(4.5 / 25.5), abs=0.015)
-    assert set(np.unique(made("noise=1e300", task=small(bright)).train.arrays)) == {0, 255}
-    assert made("noise=0").fingerprint == small().fingerprint
+    assert set(np.unique(derived("noise=1e300", task=small(bright)).train.arrays)) == {0, 255}
+    assert derived("noise=0").fingerprint == small().fingerprint
 
 
 def test_noise_differs_between_splits_rows_and_pixels_and_is_the_same_every_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     grey = small(np.full((90, 12, 12, 3), 128, np.uint8))
-    task = made("noise=0.1", task=grey)
+    task = derived("noise=0.1", task=grey)
     words = np.random.Philox(key=np.array([0, 5], np.uint64)).random_raw(108)
     sixteenths = [int(word) >> shift & 0xFFFF for word in words for shift in (0, 16, 32, 48)]
     drawn = stats.norm.ppf((np.array(sixteenths) + 0.5) / 2**16)
     np.testing.assert_array_equal(task.train.arrays[0].ravel(), np.clip(128 + np.rint(25.5 * drawn), 0, 255))
-    for one, other in (
+    for first, other in (
         (task.train.arrays[:30], task.test.arrays),
         (task.train.arrays[:-1], task.train.arrays[1:]),
         (task.train.arrays[:, :-1], task.train.arrays[:, 1:]),
         (task.train.arrays[..., 0], task.train.arrays[..., 1]),
     ):
-        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.04
+        assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.04
     monkeypatch.setattr(derive, "_CHUNK", 1000)
-    assert made("noise=0.1", task=grey).fingerprint == task.fingerprint
+    assert derived("noise=0.1", task=grey).fingerprint == task.fingerprint
 
 
 def test_permute_exchanges_pixels_alike_in_both_splits() -> None:
@@ -238,7 +238,7 @@ def test_permute_exchanges_pixels_alike_in_both_splits() -> None:
 
 
 def test_permute_keeps_the_channels_of_a_pixel_together() -> None:
-    got = made("permute=1").train.arrays.reshape(60, 144, 3)
+    got = derived("permute=1").train.arrays.reshape(60, 144, 3)
     plain = small().train.arrays.reshape(60, 144, 3)
     assert sorted(map(tuple, got[5].tolist())) == sorted(map(tuple, plain[5].tolist()))
     assert (got != plain).any()
@@ -248,11 +248,11 @@ def test_permute_keeps_the_channels_of_a_pixel_together() -> None:
 
 
 def test_changes_are_made_in_the_order_written() -> None:
-    first, second = made("invert", "rotate=30"), made("rotate=30", "invert")
+    first, second = derived("invert", "rotate=30"), derived("rotate=30", "invert")
     assert first.train.arrays[0, 0, 0, 0] == 0 and second.train.arrays[0, 0, 0, 0] == 255  # a corner
     assert first.fingerprint != second.fingerprint
     mixed = mnist("permute=3:invert:labels=0+1:noise=0.1")
-    assert mixed.fingerprint == made("permute=3", "invert", "labels=0+1", "noise=0.1", task=PLAIN).fingerprint
+    assert mixed.fingerprint == derived("permute=3", "invert", "labels=0+1", "noise=0.1", task=PLAIN).fingerprint
 
 
 EVERY = ("labels=0-2", "group=0-2/3-5", "take=12", "shuffle_labels=1", "rotate=30", "blur=1", "invert", "noise=0.1",
@@ -261,9 +261,9 @@ EVERY = ("labels=0-2", "group=0-2/3-5", "take=12", "shuffle_labels=1", "rotate=3
 
 def test_a_fingerprint_is_of_the_change_and_equal_for_equal_text() -> None:
     assert {change.partition("=")[0] for change in EVERY} == {form.partition("=")[0] for form in derive.FORMS}
-    prints = {made(change).fingerprint for change in EVERY} | {small().fingerprint}
+    prints = {derived(change).fingerprint for change in EVERY} | {small().fingerprint}
     assert len(prints) == len(EVERY) + 1
-    assert prints == {made(change).fingerprint for change in EVERY} | {small().fingerprint}
+    assert prints == {derived(change).fingerprint for change in EVERY} | {small().fingerprint}
 
 
 @pytest.mark.parametrize("change", EVERY)
@@ -272,7 +272,7 @@ def test_what_is_changed_may_be_memory_mapped_and_stays_as_it_is(change: str, tm
     plain = load(name, data_dir=tmp_path)
     assert not plain.train.arrays.flags.writeable
     task = load(f"{name}:{change}", data_dir=tmp_path)
-    assert task.name == f"{name}:{change}" and task.fingerprint == made(change, task=plain).fingerprint
+    assert task.name == f"{name}:{change}" and task.fingerprint == derived(change, task=plain).fingerprint
     assert checks.fingerprint(plain.train, plain.test, plain.classes) == plain.fingerprint
 
 
@@ -300,21 +300,21 @@ def test_changes_come_after_the_options_of_the_data_set_and_after_the_shape(tmp_
     name = write(tmp_path / "own.npz", COLOUR)
     grey = load(name, data_dir=tmp_path, image_shape=(9, 9, 1))
     shaped = load(f"{name}:rotate=30", data_dir=tmp_path, image_shape=(9, 9, 1))
-    assert shaped.fingerprint == made("rotate=30", task=grey).fingerprint
+    assert shaped.fingerprint == derived("rotate=30", task=grey).fingerprint
 
 
 def test_features_may_be_permuted_and_their_labels_changed() -> None:
     task = small(COLOUR.astype(np.float32))
-    got = made("permute=5", "labels=0+1", "shuffle_labels=1", "take=10", task=task)
+    got = derived("permute=5", "labels=0+1", "shuffle_labels=1", "take=10", task=task)
     assert got.train.arrays.dtype == np.float32 and got.train.arrays.shape == (10, 12, 12, 3)
-    whole = made("permute=5", task=task).test.arrays
+    whole = derived("permute=5", task=task).test.arrays
     flat = small(COLOUR.reshape(90, -1).astype(np.float32))
     order = np.argsort(np.random.Philox(key=np.array([5, 4], np.uint64)).random_raw(432), kind="stable")
-    np.testing.assert_array_equal(made("permute=5", task=flat).test.arrays, flat.test.arrays[:, order])
+    np.testing.assert_array_equal(derived("permute=5", task=flat).test.arrays, flat.test.arrays[:, order])
     np.testing.assert_array_equal(whole.reshape(30, 432), flat.test.arrays[:, order])
     for change in ("rotate=30", "blur=1", "invert", "noise=0.1"):
         with pytest.raises(InputError, match=rf"option '{change.partition('=')[0]}' .*'small'.* features: drop it"):
-            made(change, task=flat)
+            derived(change, task=flat)
 
 
 # What is refused.
@@ -367,7 +367,7 @@ def test_a_class_without_examples_is_refused() -> None:
     task = small()
     lacking = checks.checked("lacking", task.train, ArrayExamples(task.test.arrays[:2], task.test.targets[:2]), NAMES)
     with pytest.raises(InputError, match="made: test: is empty"):
-        made("labels=Coat+Bag", task=lacking)
+        derived("labels=Coat+Bag", task=lacking)
 
 
 # Through the program.
@@ -391,9 +391,9 @@ def test_the_program_goes_by_the_changed_classes(
     for labels, copied in (("2+0", False), ("0-2", True)):
         target = f"{tasks / 'digits.npz'}:labels={labels}:invert"
         transfer.main(["transfer", "--dry_run", *command(tasks, tmp_path, **flags, target=target)])
-        said = capsys.readouterr().out
-        assert bool(re.search(r"head/kernel +head/kernel +copied", said)) == copied
-        assert f"of {323 if copied else 314} numbers train" in said  # 36x8 + 8, and 9 a class
+        output = capsys.readouterr().out
+        assert bool(re.search(r"head/kernel +head/kernel +copied", output)) == copied
+        assert f"of {323 if copied else 314} numbers train" in output  # 36x8 + 8, and 9 a class
     with pytest.raises(InputError, match="names no class by '4'"):
         transfer.main(["transfer", *command(tasks, tmp_path, **flags, target=f"{tasks / 'same.npz'}:labels=4")])
 

@@ -133,8 +133,8 @@ FORTY = RNG.integers(0, 256, (40, 8, 8), np.uint8)
     ],
 )  # fmt: skip
 def test_what_can_hardly_be_meant_is_said(changes: dict, expected: list[str], tmp_path: Path) -> None:
-    found = loaded(tmp_path, **changes).findings
-    assert len(found) == len(expected) and all(map(str.startswith, found, expected)), found
+    findings = loaded(tmp_path, **changes).findings
+    assert len(findings) == len(expected) and all(map(str.startswith, findings, expected)), findings
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,9 @@ def test_tokens_without_targets_get_those_that_follow(tmp_path: Path) -> None:
     assert (task.train.targets[:, -1] == -1).all()
     hidden = np.where(TOKENS % 2, TOKENS, -1)
     hidden[:, 0] = 1
-    own = loaded(tmp_path / "own", TOKENS, hidden, class_names=np.array(list("abcdefghi")))
-    assert (own.kind, own.outputs, own.classes[-1]) == ("tokens", 9, "i")
-    np.testing.assert_array_equal(own.test.targets, hidden[20:])
+    written = loaded(tmp_path / "own", TOKENS, hidden, class_names=np.array(list("abcdefghi")))
+    assert (written.kind, written.outputs, written.classes[-1]) == ("tokens", 9, "i")
+    np.testing.assert_array_equal(written.test.targets, hidden[20:])
     # Tokens with a class an item are classes.
     assert loaded(tmp_path / "classes", TOKENS, np.arange(30) % 2).kind == "classes"
 

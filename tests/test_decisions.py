@@ -44,21 +44,21 @@ def test_flops_of_a_convolution_are_those_of_the_numbers_that_meet(stride, paddi
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     meet = float(convolve(jnp.ones((3, 7, 6, 4)), jnp.ones((3, 2, 4, 5))).sum())
-    assert flops.of(convolve, shaped(3, 7, 6, 4), shaped(3, 2, 4, 5)) == 2 * meet
+    assert flops.count(convolve, shaped(3, 7, 6, 4), shaped(3, 2, 4, 5)) == 2 * meet
 
 
 def test_flops_are_those_of_products_and_of_every_turn_of_a_loop():
     product = lambda a, b: a @ b  # noqa: E731
-    assert flops.of(product, shaped(5, 7), shaped(7, 3)) == 2 * 5 * 7 * 3
+    assert flops.count(product, shaped(5, 7), shaped(7, 3)) == 2 * 5 * 7 * 3
     turns = lambda a: jax.lax.fori_loop(0, 11, lambda _, x: x @ a, a)  # noqa: E731
-    assert flops.of(turns, shaped(4, 4)) == pytest.approx(11 * 2 * 4**3, abs=11)
+    assert flops.count(turns, shaped(4, 4)) == pytest.approx(11 * 2 * 4**3, abs=11)
     choice = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a, lambda: a)  # noqa: E731
-    assert flops.of(choice, shaped(4, 4)) == pytest.approx(2 * 4**3, abs=2)
+    assert flops.count(choice, shaped(4, 4)) == pytest.approx(2 * 4**3, abs=2)
 
 
 def test_flops_of_sums_of_windows_are_those_of_their_numbers():
     mean = partial(nn.avg_pool, window_shape=(3, 2), strides=(2, 2))  # a sum of six, and a division
-    assert flops.of(mean, shaped(5, 9, 8, 4)) == 5 * 4 * 4 * 4 * (3 * 2 + 1)
+    assert flops.count(mean, shaped(5, 9, 8, 4)) == 5 * 4 * 4 * 4 * (3 * 2 + 1)
 
 
 def test_side_by_side_follows_from_the_platform_and_the_flops_alone():
@@ -92,16 +92,16 @@ def test_on_an_accelerator_auto_is_side_by_side_in_the_keys_and_in_the_environme
         many_of_run = json.loads((tmp_path / name / "environment.json").read_text()).get("many")
         return [(fit.key, fit.predictions_sha256) for fit in results], many_of_run
 
-    asked, silent = keys_and_bits("asked", "vmap")
+    requested, silent = keys_and_bits("asked", "vmap")
     alone, nothing = keys_and_bits("cpu")
-    assert silent is nothing is None and asked[0][0] != alone[0][0]
+    assert silent is nothing is None and requested[0][0] != alone[0][0]
     capsys.readouterr()
     monkeypatch.setattr(vectorize, "platform_of", lambda devices: "gpu")
-    assert keys_and_bits("gpu") == (asked, "vmap")
+    assert keys_and_bits("gpu") == (requested, "vmap")
     assert "on gpu --many=auto trains fits side by side, which is in their keys" in capsys.readouterr().out
     both, _ = keys_and_bits("budgets", budgets=("60", "all"))
     assert "4 fits, side by side on one device" in capsys.readouterr().out.splitlines()
-    assert not {key for key, _ in both} & {key for key, _ in asked}
+    assert not {key for key, _ in both} & {key for key, _ in requested}
     # The company of a fit is its strategy at all budgets: where one of them is lost, all come back, and the same.
     lost = next(fit for fit in directory.results(tmp_path / "budgets") if fit.strategy == "full")
     (tmp_path / "budgets" / lost.predictions).unlink()
@@ -222,11 +222,11 @@ def test_what_is_known_to_be_run_is_compiled_in_threads_and_no_program_twice(eve
 
 def test_programs_are_compiled_in_the_order_of_need_and_dropped_once_they_are_behind(monkeypatch):
     """Three groups of two phases each; the first goes on in its second, the second is overtaken in its first."""
-    compiled, may_go_on, found = [], threading.Semaphore(0), threading.Event()
+    compiled, may_go_on, reached = [], threading.Semaphore(0), threading.Event()
 
     def programs(spec, fits, data, ends, execution):
         def compile_program(phase):
-            found.set()
+            reached.set()
             may_go_on.acquire()
             compiled.append((spec, phase))
             if spec == 2:
@@ -240,7 +240,7 @@ def test_programs_are_compiled_in_the_order_of_need_and_dropped_once_they_are_be
     member = train.Fit({}, ((0, {}),), lambda begin, end: np.zeros((end - begin, 1)), np.ones(2), (), {}, None)
     groups = [ahead.Group(number, [member], [2]) for number in range(3)]
     with ahead.compiled_ahead(groups, data, train.Execution(), workers=1) as before:
-        assert found.wait(10)  # (1, 0) is under way: nothing of the first group is before it begins
+        assert reached.wait(10)  # (1, 0) is under way: nothing of the first group is before it begins
         before(0, (0,), 1)
         may_go_on.release()
         before(1, (0,), 0)  # waits for it
@@ -250,20 +250,20 @@ def test_programs_are_compiled_in_the_order_of_need_and_dropped_once_they_are_be
         before(2, (0,), 0)
         before(2, (0,), 1)
     assert not {(0, 0), (0, 1)} & {*compiled} and len({*compiled}) == len(compiled)
-    found.clear()
+    reached.clear()
     while may_go_on.acquire(blocking=False):
         pass
     with pytest.raises(KeyboardInterrupt), ahead.compiled_ahead(groups, data, train.Execution(), workers=1):
-        found.wait(10)
+        reached.wait(10)
         raise KeyboardInterrupt  # though nobody lets the program that is under way go on
     may_go_on.release(10)
 
 
 def test_what_fails_ahead_of_its_turn_is_left_to_its_turn():
-    asked = threading.Semaphore(0)
+    requested = threading.Semaphore(0)
 
     def fails(begin, end):
-        asked.release()
+        requested.release()
         raise InputError("no order")
 
     params = models.init(WIDE, jax.random.key(0), (28, 28, 1))
@@ -272,9 +272,9 @@ def test_what_fails_ahead_of_its_turn_is_left_to_its_turn():
     broken = train.Fit(params, ((0, mask),), fails, np.ones(9, np.float32), (), {}, jax.random.key(0))
     data, group = train.load(np.zeros((1, 28, 28, 1), np.uint8)), ahead.Group(spec, [broken], [9])
     with ahead.compiled_ahead([group, group], data, train.Execution()) as before:
-        assert asked.acquire(timeout=10)  # the second group
+        assert requested.acquire(timeout=10)  # the second group
         before(0, (0,), 0)
-        assert asked.acquire(timeout=10)
+        assert requested.acquire(timeout=10)
         before(1, (0,), 0)
 
 

@@ -124,8 +124,8 @@ def test_what_a_fit_changed_and_its_source_give_the_fit(tasks, tmp_path, capsys)
 @pytest.mark.slow
 def test_the_base_is_the_checkpoint_that_the_run_started_from(tasks, tmp_path):
     pretrain.run(source=str(tasks / "digits.npz"), hidden=(8,), steps=2, seeds=(0, 1), workdir=str(tmp_path / "from"))
-    given = arguments(tasks, tmp_path / "run", source=None, source_checkpoint=str(tmp_path / "from"))
-    results = transfer.run(**given | {"strategies": ("bias_only",), "seeds": (1,), "steps": 2, "epochs": None})
+    run_flags = arguments(tasks, tmp_path / "run", source=None, source_checkpoint=str(tmp_path / "from"))
+    results = transfer.run(**run_flags | {"strategies": ("bias_only",), "seeds": (1,), "steps": 2, "epochs": None})
     fit = next(result.name for result in results if result.strategy == "bias_only")
     place, expected = sources.started_from(str(tmp_path / "run"), fit)
     assert place.startswith(str(tmp_path / "from")) and "seed1" in expected
@@ -148,8 +148,8 @@ def files(tmp_path):
         save_file(flat, tmp_path / f"{name}.safetensors")
         directory.write_record(tmp_path / f"{name}.safetensors.json", card)
         flat = {**flat, "head/bias": flat["head/bias"] + 1}
-    given = [f"--checkpoint={tmp_path / 'other.safetensors'}", f"--base={tmp_path / 'base.safetensors'}"]
-    export.main(["export", *given, "--delta", f"--output={tmp_path / 'small.safetensors'}"])
+    argv = [f"--checkpoint={tmp_path / 'other.safetensors'}", f"--base={tmp_path / 'base.safetensors'}"]
+    export.main(["export", *argv, "--delta", f"--output={tmp_path / 'small.safetensors'}"])
     return tmp_path
 
 
@@ -207,18 +207,18 @@ BAD = {
 def test_what_apply_cannot_put_together_is_refused_in_a_line(case, files):
     spoil, change, words = BAD[case]
     spoil(files)
-    given = {"delta": "small.safetensors", "base": "base.safetensors", "output": "out.safetensors"} | change
+    flags = {"delta": "small.safetensors", "base": "base.safetensors", "output": "out.safetensors"} | change
     with pytest.raises(InputError, match=words) as refused:
-        apply.main(["apply", *(f"--{name}={files / file}" for name, file in given.items() if file)])
+        apply.main(["apply", *(f"--{name}={files / file}" for name, file in flags.items() if file)])
     assert "\n" not in str(refused.value) and not (files / "out.safetensors").exists()
 
 
 def test_flags_of_a_delta_without_a_delta_are_refused(files):
-    given = ["export", f"--checkpoint={files / 'other.safetensors'}", f"--output={files / 'x.safetensors'}"]
+    argv = ["export", f"--checkpoint={files / 'other.safetensors'}", f"--output={files / 'x.safetensors'}"]
     for more, words in (
         ([f"--base={files / 'base.safetensors'}"], "--base is of --delta"),
         (["--delta"], "--base is not given"),
         (["--delta", "--rules=vit_hf"], "a delta has the names of the model"),
     ):
         with pytest.raises(InputError, match=words):
-            export.main([*given, *more])
+            export.main([*argv, *more])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from test_programs import command, write_task
-from test_study import cell, fits, found
+from test_study import as_read, cell, fits
 
 from experiments import compare
 from experiments.pages import compare as compare_page
@@ -152,7 +152,7 @@ def test_exploratory_strategies_cost_the_primary_family_nothing_and_are_said_to_
     assert first == alone and [each.exploratory for each in family] == [False, True, True]
     together = {each.strategy: each for each in verdicts.compared(table, 0.005, 0.95)[0]}
     assert together["full"].high - together["full"].low > alone.high - alone.low
-    study_of = compare_page.judged([found(table)], Judging(primary_family=("full",)), [])
+    study_of = compare_page.judged([as_read(table)], Judging(primary_family=("full",)), [])
     assert any(note.startswith("exploratory, judged apart: lp_ft and bias_only") for note in study_of.notes)
     page = compare_page.sections(study_of, {})[0].blocks[0].caption
     assert "exploratory rows, outside it, are judged among themselves" in page
@@ -187,13 +187,13 @@ def test_a_verdict_says_the_seeds_that_it_would_have_taken():
 def test_a_design_is_printed_with_the_flags_of_the_one_that_decides_most(capsys):
     table = {cell("scratch"): fits([0.5, 0.52, 0.49, 0.5], 1000)}
     table |= {cell("full"): fits([0.66, 0.65, 0.7, 0.68], 1000, seed=1), cell("lp_ft"): fits([0.5] * 4, 1000, seed=2)}
-    design_page.show([found(table)], Judging(margin=2.0), 30)
+    design_page.show([as_read(table)], Judging(margin=2.0), 30)
     text = capsys.readouterr().out
     assert "seeds that a margin of 2 points takes with a chance of 80 %" in text and "se of items" in text
     assert "--primary_family=full" in text and "--seeds=4-" in text
-    design_page.show([found(table, groups={"b": np.arange(1000) // 10})], Judging(margin=2.0), 30)
+    design_page.show([as_read(table, groups={"b": np.arange(1000) // 10})], Judging(margin=2.0), 30)
     assert "se of groups" in capsys.readouterr().out
-    part = found(table)
+    part = as_read(table)
     rows = [
         replace(row, steps=100, source_steps=150, source_accuracy=0.5 + row.seed if row.source else None)
         for row in part.rows
@@ -202,12 +202,12 @@ def test_a_design_is_printed_with_the_flags_of_the_one_that_decides_most(capsys)
     assert "a source as 1.5" in (counted := capsys.readouterr().out)
     assert "sources not" in text and counted != text
     with pytest.raises(InputError, match=r"nothing of this run can be judged: .* one group"):
-        design_page.show([found(table, groups={"b": np.zeros(1000, int)})], Judging(), 30)
+        design_page.show([as_read(table, groups={"b": np.zeros(1000, int)})], Judging(), 30)
 
     with pytest.raises(InputError, match=r"^--design: the run has no fit to learn from"):
         design_page.show([], Judging(), 30)
     with pytest.raises(InputError, match="verdicts on the target"):
-        design_page.show([found(table)], Judging(verdict_on="retention", against="full"), 30)
+        design_page.show([as_read(table)], Judging(verdict_on="retention", against="full"), 30)
 
 
 @pytest.mark.slow

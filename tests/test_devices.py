@@ -37,22 +37,22 @@ def phases(strategy, params):
 
 
 def fits(strategy, batch, count=2, model=MODEL, weights=(), smoothing=0.0):
-    found = []
+    result = []
     for seed in range(count):
         params = models.init(model, jax.random.key(seed), (4, 4, 1))
         order = partial(draw.order, seed, 300, batch, epochs=True)
         rates, numbers = np.full(STEPS, 0.01, np.float32), {**NUMBERS, "label_smoothing": smoothing}
         key = jax.random.key(seed)
-        found.append(train.Fit(params, phases(strategy, params), order, rates, weights, numbers, key))
-    return found
+        result.append(train.Fit(params, phases(strategy, params), order, rates, weights, numbers, key))
+    return result
 
 
 def outcome(group, execution, spec=SPEC):
     """All that a fit gives: of every segment the state and the log, and logits at the end."""
-    given = []
+    result = []
     for state, log in train.fit(spec, group, DATA, [20, STEPS], execution=execution):
-        given.append(jax.device_get((state.params, state.optimizer, log)))
-    return given, evaluate.logits_of(spec, group, state, evaluate.padded(np.asarray(IMAGES)), 300, execution)()
+        result.append(jax.device_get((state.params, state.optimizer, log)))
+    return result, evaluate.logits_of(spec, group, state, evaluate.padded(np.asarray(IMAGES)), 300, execution)()
 
 
 def assert_near(got, expected):
@@ -64,12 +64,12 @@ def on_one_device():
     """What `trials` of a strategy and a batch size give, each computed once."""
     kept = {}
 
-    def of(strategy, batch):
+    def alone(strategy, batch):
         if (strategy, batch) not in kept:
             kept[strategy, batch] = outcome(fits(strategy, batch), train.Execution())
         return kept[strategy, batch]
 
-    return of
+    return alone
 
 
 @pytest.mark.slow

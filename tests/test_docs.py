@@ -27,8 +27,8 @@ def test_it_is_built_without_a_warning_and_has_every_room_and_public_function(tm
     assert pages >= {str(file.parent if file.name == "__init__.py" else file.with_suffix("")) for file in modules}
 
     for module in (masks, optimizer):
-        own = {name: value for name, value in vars(module).items() if callable(value) and name[0] != "_"}
-        public = {name for name, value in own.items() if value.__module__.startswith(module.__name__)}
+        functions = {name: value for name, value in vars(module).items() if callable(value) and name[0] != "_"}
+        public = {name for name, value in functions.items() if value.__module__.startswith(module.__name__)}
         text = (tmp_path / (module.__name__.replace(".", "/") + ".html")).read_text(encoding="utf-8")
         assert len(public) >= 3
         assert {name for name in public if f'id="{name}"' not in text} == set()

@@ -179,8 +179,8 @@ def test_attention_drops_its_weights_in_training_and_none_in_evaluation():
     x = jax.random.normal(jax.random.key(0), (4, 6, 8))
     params, _ = variables = attention.init(jax.random.key(1), x)
     plain = nn.MultiHeadDotProductAttention(num_heads=2, deterministic=True)
-    [own] = params.values()
-    np.testing.assert_array_equal(attention.apply(*variables, x)[0], plain.apply({"params": own}, x))
+    [parameters] = params.values()
+    np.testing.assert_array_equal(attention.apply(*variables, x)[0], plain.apply({"params": parameters}, x))
     assert not np.allclose(attention.apply(*variables, x, key=KEY)[0], attention.apply(*variables, x)[0])
 
 
@@ -234,11 +234,11 @@ def test_a_module_without_dropout_has_the_bits_of_the_module_alone():
             return nn.LayerNorm()(nn.Dense(7)(x))
 
     x = jax.random.normal(KEY, (5, 3))
-    plain, own = Plain(), stage("plain", Plain())
-    params, _ = variables = own.init(jax.random.key(1), x)
+    plain, adapted = Plain(), stage("plain", Plain())
+    params, _ = variables = adapted.init(jax.random.key(1), x)
     jax.tree.map(np.testing.assert_array_equal, params, plain.init(jax.random.key(1), x)["params"])
     for key in (None, KEY):
-        np.testing.assert_array_equal(own.apply(*variables, x, key=key)[0], plain.apply({"params": params}, x))
+        np.testing.assert_array_equal(adapted.apply(*variables, x, key=key)[0], plain.apply({"params": params}, x))
 
 
 def test_a_stage_draws_the_same_whatever_stands_before_it():
@@ -322,9 +322,9 @@ FAULTS = {
 
 @pytest.mark.parametrize("case", FAULTS)
 def test_dropout_that_never_drops_is_told(case):
-    module, shape, told = FAULTS[case]
+    module, shape, expected = FAULTS[case]
     model = (stage("it", module), stage("head", nn.Dense(2)))
-    assert randomness.faults(model, shape) == told
+    assert randomness.faults(model, shape) == expected
 
 
 @pytest.mark.parametrize("idiom", IDIOMS)
@@ -368,9 +368,9 @@ def fitted(*trained, keeps_dropout=(), cache=None, steps=4, rate=0.1, seeds=(0,)
     """(losses [seeds, steps], parameters of each) of fits in which only the stages named train."""
     params = [models.init(NOISY, jax.random.key(seed), (4, 4, 1)) for seed in seeds]
     mask = masks.under(params[0], trained)
-    given = [
+    members = [
         train.Fit(
-            one,
+            params_of_fit,
             ((0, mask),),
             order or partial(draw.order, seed, 60, 30, epochs=True),
             np.full(steps, rate, np.float32),
@@ -378,15 +378,15 @@ def fitted(*trained, keeps_dropout=(), cache=None, steps=4, rate=0.1, seeds=(0,)
             {**NUMBERS, "label_smoothing": 0.0},
             jax.random.key(seed),
         )
-        for seed, one in zip(seeds, params, strict=True)
+        for seed, params_of_fit in zip(seeds, params, strict=True)
     ]
     spec = train.Spec(NOISY, LOSS, OPTIMIZER, keeps_dropout=keeps_dropout)
     execution = train.Execution(devices, batch, cache=cache)
     losses, ends = {}, {}
-    for state, log in train.fit(spec, given, DATA, [steps], execution=execution):
+    for state, log in train.fit(spec, members, DATA, [steps], execution=execution):
         for row, i in enumerate(state.fits):
             losses[i] = log.loss[row]
-            ends[i] = jax.tree.map(np.asarray, state.of(row)[0])
+            ends[i] = jax.tree.map(np.asarray, state.params_and_state(row)[0])
     return np.array([losses[i] for i in range(len(seeds))]), [ends[i] for i in range(len(seeds))]
 
 
@@ -396,9 +396,9 @@ def first_loss(still):
     key = jax.random.fold_in(jax.random.key(0), 0)
     rows = draw.order(0, 60, 30, 0, 1, epochs=True)[0]
     x = np.asarray(IMAGES)[rows].astype(np.float32) / 255
-    for i, one in enumerate(NOISY):
-        own = None if one.name in still else jax.random.fold_in(key, len(NOISY) - i)
-        x, _ = one.apply(params[one.name], {}, x, key=own)
+    for i, layer in enumerate(NOISY):
+        stage_key = None if layer.name in still else jax.random.fold_in(key, len(NOISY) - i)
+        x, _ = layer.apply(params[layer.name], {}, x, key=stage_key)
     x = np.asarray(x, np.float64)
     logits = x - np.log(np.exp(x).sum(1, keepdims=True))
     return -logits[np.arange(30), np.asarray(LABELS)[rows]].mean()

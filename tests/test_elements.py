@@ -400,7 +400,7 @@ def fits_of(count, phases, **numbers):
 def averages_of(state, row):
     """The parameters of a fit, with the average in place of what trains."""
     average = jax.tree.map(lambda leaf: leaf[row], state.average)
-    return jax.tree.map(np.array, train.with_average(*state.of(row), average)[0])
+    return jax.tree.map(np.array, train.with_average(*state.params_and_state(row), average)[0])
 
 
 def ends_of(spec, fits, states=(), ends=(6, 12), **execution):
@@ -408,7 +408,9 @@ def ends_of(spec, fits, states=(), ends=(6, 12), **execution):
     result, state = {}, None
     for state, _ in train.fit(spec, fits, DATA, ends, states, train.Execution(**execution)):
         for row, i in enumerate(state.fits):
-            result[i] = jax.tree.leaves((jax.tree.map(np.array, state.of(row)[0]), averages_of(state, row)))
+            result[i] = jax.tree.leaves(
+                (jax.tree.map(np.array, state.params_and_state(row)[0]), averages_of(state, row))
+            )
     return result, state
 
 
@@ -451,7 +453,9 @@ def test_the_average_of_few_elements_is_kept_of_these_alone_and_is_that_of_the_v
     chosen = trained_mask(0)["hidden_0"]["kernel"]
     expected, last = np.asarray(SOURCE["hidden_0"]["kernel"], np.float64), None
     for last, _ in train.fit(spec, [fit], DATA, range(1, 13)):
-        expected = expected + 0.1 * (np.asarray(last.of(0)[0]["hidden_0"]["kernel"], np.float64) - expected)
+        expected = expected + 0.1 * (
+            np.asarray(last.params_and_state(0)[0]["hidden_0"]["kernel"], np.float64) - expected
+        )
     kernel, start = averages_of(last, 0)["hidden_0"]["kernel"], np.asarray(SOURCE["hidden_0"]["kernel"])
     np.testing.assert_allclose(kernel, expected, rtol=0, atol=1e-6)
     assert (kernel[chosen] != start[chosen]).all() and kernel[~chosen].tobytes() == start[~chosen].tobytes()

@@ -78,7 +78,9 @@ def flat_rows(tree):
 
 def params_of(state):
     """{path: array} of each fit of a state."""
-    return [dict(paths.items(jax.tree.map(np.asarray, state.of(row)[0]))) for row in range(len(state.fits))]
+    return [
+        dict(paths.items(jax.tree.map(np.asarray, state.params_and_state(row)[0]))) for row in range(len(state.fits))
+    ]
 
 
 def score_of(flat, step):
@@ -180,11 +182,11 @@ def test_what_ends_a_fit_equals_numpy_in_float64(name):
     ends = sorted({*POINTS, *(first for first, _ in phases[1:])})
     with jax.enable_x64(True):
         fits = [fit_of(seed, phases, rules, average) for seed in (0, 1)]
-        found = last_states(spec_of(average), fits, ends)
+        ends_by_fit = last_states(spec_of(average), fits, ends)
         expected = [by_numpy(seed, phases, rules, average) for seed in (0, 1)]
-    assert found.keys() == {0, 1}
+    assert ends_by_fit.keys() == {0, 1}
     for i, (params, mean, began) in enumerate(expected):
-        of_fit = found[i]
+        of_fit = ends_by_fit[i]
         assert of_fit[2] == began
         for path, leaf in params.items():
             np.testing.assert_allclose(of_fit[0][path], leaf, rtol=0, atol=1e-11, err_msg=path)
@@ -253,10 +255,10 @@ def test_an_average_is_the_same_however_fits_stand_on_devices(many):
         "data:2": train.Execution(two, devices_per_batch=2),
         "pmap": train.Execution(two, devices_per_batch=2, mode="pmap"),
     }
-    expected, found = (last_states(spec, fits, ends, execution=each) for each in (train.Execution(), how[many]))
+    expected, actual = (last_states(spec, fits, ends, execution=each) for each in (train.Execution(), how[many]))
     for i, of_fit in expected.items():
         for path, leaf in of_fit[1].items():
-            np.testing.assert_allclose(found[i][1][path], leaf, rtol=0, atol=1e-5, err_msg=path)
+            np.testing.assert_allclose(actual[i][1][path], leaf, rtol=0, atol=1e-5, err_msg=path)
 
 
 PARTS = (((0, head), (12, head_and_part), (20, everything)), (PhaseRule(plateau(2), restore=True),) * 3, True)
@@ -265,10 +267,10 @@ PARTS = (((0, head), (12, head_and_part), (20, everything)), (PhaseRule(plateau(
 
 def arrays_of(spec, fits, ends, **more):
     """{number: the bytes of a fit's parameters and average at the end, and when its phases began}."""
-    found = last_states(spec, fits, ends, **more)
+    ends_by_fit = last_states(spec, fits, ends, **more)
     return {
         i: ([leaf.tobytes() for tree in of_fit[:2] for leaf in tree.values()], of_fit[2:])
-        for i, of_fit in found.items()
+        for i, of_fit in ends_by_fit.items()
     }
 
 
@@ -291,8 +293,8 @@ def test_a_fit_ends_its_phases_alike_whatever_it_is_trained_with_and_wherever_it
         parts = resume.joined(parts, resume.held(state))
         history.append(parts)
     for parts in history[:-1:5]:
-        found = {i: None for part in parts for i in part.fits if part.step == STEPS}
+        ended = {i: None for part in parts for i in part.fits if part.step == STEPS}
         resumed = arrays_of(spec, fits, ends, states=parts)
-        assert resumed.keys() | found.keys() == together.keys()
+        assert resumed.keys() | ended.keys() == together.keys()
         for i, of_fit in resumed.items():
             assert of_fit[0] == together[i][0]

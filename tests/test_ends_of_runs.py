@@ -240,8 +240,8 @@ def test_a_study_and_its_report_are_of_the_end_that_was_planned(tasks, tmp_path,
     flags |= {"optimizer": "adam", "learning_rate": 0.05, "train_examples": ("20:seeds=2",), "batch_size": 5}
     line = [*command(tasks, tmp_path, **flags, verdict_of="best"), "--longer_scratch=false"]
     compare.main(["compare", *line])
-    said = "test results and verdicts are of the best step by validation of each fit"
-    assert said in " ".join(capsys.readouterr().out.split())
+    sentence = "test results and verdicts are of the best step by validation of each fit"
+    assert sentence in " ".join(capsys.readouterr().out.split())
     record = json.loads((tmp_path / "w" / "study.json").read_text())
     assert record["judging"]["verdict_of"] == "best"
     lines = {line.name: line for line in results(tmp_path / "w")}
@@ -252,7 +252,7 @@ def test_a_study_and_its_report_are_of_the_end_that_was_planned(tasks, tmp_path,
         assert row["end"] == "best" and row["test_accuracy"] == best["test_accuracy"]
         assert row["predictions"] == best["predictions"] != lines[row["name"]].predictions
     report.main(["report", f"--runs={tmp_path / 'w'}", f"--output={tmp_path / 'r'}"])
-    assert said in " ".join(capsys.readouterr().out.split())
+    assert sentence in " ".join(capsys.readouterr().out.split())
     with (tmp_path / "r" / "fits.csv").open(encoding="utf-8") as file:
         of_report = {row["name"]: float(row["test_accuracy"]) for row in csv.DictReader(file)}
     assert of_report == {row["name"]: row["test_accuracy"] for row in judged}

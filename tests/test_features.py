@@ -19,66 +19,66 @@ def source_of(finished):
 
 
 def line(finished, tasks, folder, **change):
-    given = {
+    values = {
         "source_checkpoint": finished[0],
         "dataset": tasks / "clothes.npz",
         "stage": "hidden_0",
         "output": folder,
     } | change
-    return ["features", *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+    return ["features", *(f"--{name}={value}" for name, value in values.items() if value is not None)]
 
 
 @pytest.fixture(scope="module")
-def made(finished, tasks, tmp_path_factory):
+def written(finished, tasks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features") / "out"
     features.main(line(finished, tasks, folder))
     return folder
 
 
-def one(finished):
+def first_source(finished):
     return sources.load(sources.settings_of({}, str(finished[0])))
 
 
-def test_features_are_what_the_stage_gives_for_every_image(made, finished, tasks):
+def test_features_are_what_the_stage_gives_for_every_image(written, finished, tasks):
     flat = parameters(finished[0], source_of(finished))
     task = data.load(str(tasks / "clothes.npz"))
     for split, part in (("train", task.train), ("test", task.test)):
         images = part.arrays.reshape(len(part.targets), -1) / 255
         expected = np.maximum(images @ flat["hidden_0/kernel"].astype(float) + flat["hidden_0/bias"], 0)
-        np.testing.assert_allclose(np.load(made / f"{split}.npy"), expected, atol=1e-5)
-    told = json.loads((made / "features.json").read_text())
-    assert told["data"]["fingerprint"] == task.fingerprint and told["shape"] == {"train": [120, 8], "test": [40, 8]}
+        np.testing.assert_allclose(np.load(written / f"{split}.npy"), expected, atol=1e-5)
+    record = json.loads((written / "features.json").read_text())
+    assert record["data"]["fingerprint"] == task.fingerprint and record["shape"] == {"train": [120, 8], "test": [40, 8]}
 
 
-def test_several_stages_take_one_pass_and_the_last_batch_is_whole(made, finished, tasks, tmp_path, monkeypatch):
-    task, own = data.load(str(tasks / "clothes.npz")), one(finished)
+def test_several_stages_take_one_pass_and_the_last_batch_is_whole(written, finished, tasks, tmp_path, monkeypatch):
+    task, source = data.load(str(tasks / "clothes.npz")), first_source(finished)
     monkeypatch.setattr(on_disk, "BATCH", 50)  # 120 = 50 + 50 + 20
-    on_disk.write(own, task, {"hidden_0": tmp_path / "a", "head": tmp_path / "b"}, "float16")
-    hidden = on_disk.read(tmp_path / "a", own, task, "hidden_0", "float16")
-    logits = on_disk.read(tmp_path / "b", own, task, "head", "float16")
-    head = own.params["head"]
+    on_disk.write(source, task, {"hidden_0": tmp_path / "a", "head": tmp_path / "b"}, "float16")
+    hidden = on_disk.read(tmp_path / "a", source, task, "hidden_0", "float16")
+    logits = on_disk.read(tmp_path / "b", source, task, "head", "float16")
+    head = source.params["head"]
     np.testing.assert_allclose(logits.train, hidden.train @ head["kernel"] + head["bias"], atol=0.02)
-    np.testing.assert_allclose(hidden.train, np.load(made / "train.npy"), atol=0.01)
+    np.testing.assert_allclose(hidden.train, np.load(written / "train.npy"), atol=0.01)
     assert hidden.train[-1].any() and isinstance(hidden.train, np.memmap)
 
 
-def test_what_is_there_is_not_computed_again(made, finished, tasks, monkeypatch):
-    before = {file.name: file.stat().st_mtime_ns for file in made.iterdir()}
-    monkeypatch.setattr(on_disk, "_batch", lambda *given: pytest.fail("it was computed again"))
-    features.main(line(finished, tasks, made, stage=None))
-    assert {file.name: file.stat().st_mtime_ns for file in made.iterdir()} == before
+def test_what_is_there_is_not_computed_again(written, finished, tasks, monkeypatch):
+    before = {file.name: file.stat().st_mtime_ns for file in written.iterdir()}
+    monkeypatch.setattr(on_disk, "_batch", lambda *arguments: pytest.fail("it was computed again"))
+    features.main(line(finished, tasks, written, stage=None))
+    assert {file.name: file.stat().st_mtime_ns for file in written.iterdir()} == before
 
 
-def test_features_of_another_source_stage_or_data_are_refused(made, finished, tasks):
-    own, task = one(finished), data.load(str(tasks / "clothes.npz"))
-    other = own._replace(identity="f" * 64)
-    assert on_disk.read(made, own, task, "hidden_0").train.shape == (120, 8)
+def test_features_of_another_source_stage_or_data_are_refused(written, finished, tasks):
+    source, task = first_source(finished), data.load(str(tasks / "clothes.npz"))
+    other = source._replace(identity="f" * 64)
+    assert on_disk.read(written, source, task, "hidden_0").train.shape == (120, 8)
     for wrong, message in (
-        (lambda: on_disk.read(made, other, task, "hidden_0"), "features of source .*f{40}"),
-        (lambda: on_disk.read(made, own, task, "head"), "features of stage hidden_0, not head"),
-        (lambda: on_disk.read(made, own, data.load(str(tasks / "same.npz")), "hidden_0"), "features of data"),
-        (lambda: on_disk.read(made, own, task, "hidden_0", "float16"), "features of dtype float32"),
-        (lambda: on_disk.read(made / "no", own, task, "hidden_0"), "holds no features"),
+        (lambda: on_disk.read(written, other, task, "hidden_0"), "features of source .*f{40}"),
+        (lambda: on_disk.read(written, source, task, "head"), "features of stage hidden_0, not head"),
+        (lambda: on_disk.read(written, source, data.load(str(tasks / "same.npz")), "hidden_0"), "features of data"),
+        (lambda: on_disk.read(written, source, task, "hidden_0", "float16"), "features of dtype float32"),
+        (lambda: on_disk.read(written / "no", source, task, "hidden_0"), "holds no features"),
     ):
         with pytest.raises(InputError, match=message):
             wrong()
@@ -104,25 +104,25 @@ def test_bad_input_is_one_line(case, finished, tasks, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_features_that_were_changed_are_refused_though_their_shape_is_right(made, finished, tasks, tmp_path):
-    shutil.copytree(made, tmp_path / "f")
-    found = np.load(tmp_path / "f" / "train.npy")
-    found[-1, -1] += 1
-    np.save(tmp_path / "f" / "train.npy", found)
+def test_features_that_were_changed_are_refused_though_their_shape_is_right(written, finished, tasks, tmp_path):
+    shutil.copytree(written, tmp_path / "f")
+    array = np.load(tmp_path / "f" / "train.npy")
+    array[-1, -1] += 1
+    np.save(tmp_path / "f" / "train.npy", array)
     with pytest.raises(InputError, match="not as it was written: delete it"):
-        on_disk.read(tmp_path / "f", one(finished), data.load(str(tasks / "clothes.npz")), "hidden_0")
+        on_disk.read(tmp_path / "f", first_source(finished), data.load(str(tasks / "clothes.npz")), "hidden_0")
 
 
-def test_damaged_and_strange_folders_are_refused(made, finished, tasks, tmp_path):
-    own, task = one(finished), data.load(str(tasks / "clothes.npz"))
+def test_damaged_and_strange_folders_are_refused(written, finished, tasks, tmp_path):
+    source, task = first_source(finished), data.load(str(tasks / "clothes.npz"))
     (tmp_path / "f").mkdir()
     (tmp_path / "f" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"holds 'notes.txt' and no features"):
         features.main(line(finished, tasks, tmp_path / "f"))
-    (tmp_path / "f" / "features.json").write_text((made / "features.json").read_text())
+    (tmp_path / "f" / "features.json").write_text((written / "features.json").read_text())
     np.save(tmp_path / "f" / "train.npy", np.zeros((120, 7), np.float32))
     with pytest.raises(InputError, match="not as features"):
-        on_disk.read(tmp_path / "f", own, task, "hidden_0")
+        on_disk.read(tmp_path / "f", source, task, "hidden_0")
     (tmp_path / "f" / "features.json").write_text("{")
     with pytest.raises(InputError, match="cannot be read"):
-        on_disk.read(tmp_path / "f", own, task, "hidden_0")
+        on_disk.read(tmp_path / "f", source, task, "hidden_0")

@@ -20,7 +20,7 @@ PROBED = jax.tree.map(lambda leaf: leaf + RNG.normal(size=leaf.shape).astype(np.
 COPIED = CONTEXT._replace(fresh=jax.tree.map(lambda leaf: False, PARAMS))
 
 
-def close(got, expected):
+def assert_close(got, expected):
     assert leaves(got).keys() == leaves(expected).keys()
     for path, leaf in leaves(expected).items():
         np.testing.assert_allclose(leaves(got)[path], leaf, rtol=0, atol=1e-6, err_msg=path)
@@ -31,17 +31,17 @@ def test_wise_ft_is_between_the_start_and_the_end_and_a_new_head_stays():
     assert list(results) == ["alpha_0", "alpha_0.25", "alpha_0.5", "alpha_0.75", "alpha_1"]
     for i, tree in enumerate(results.values()):
         between = jax.tree.map(lambda after, before, i=i: before + i / 4 * (after - before), AFTER, PARAMS)
-        close(tree, {**between, "head": AFTER["head"]})
+        assert_close(tree, {**between, "head": AFTER["head"]})
     [(name, tree)] = wise_ft.finish(AFTER, PARAMS, COPIED, alpha=0.3).items()
     assert name == "alpha_0.3"
-    close(tree, jax.tree.map(lambda after, before: 0.7 * before + 0.3 * after, AFTER, PARAMS))
+    assert_close(tree, jax.tree.map(lambda after, before: 0.7 * before + 0.3 * after, AFTER, PARAMS))
 
 
 def test_after_a_probe_it_is_between_the_probe_and_the_end_with_the_head():
     results = wise_ft.finish(AFTER, PARAMS, CONTEXT, curve=3, probe=0.5, phases=(PARAMS, PROBED))
-    close(results["alpha_0"], PROBED)
-    close(results["alpha_0.5"], jax.tree.map(lambda a, b: (a + b) / 2, AFTER, PROBED))
-    close(results["alpha_1"], AFTER)
+    assert_close(results["alpha_0"], PROBED)
+    assert_close(results["alpha_0.5"], jax.tree.map(lambda a, b: (a + b) / 2, AFTER, PROBED))
+    assert_close(results["alpha_1"], AFTER)
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.5, 0.5), (0.2, 0.6)])
@@ -49,9 +49,9 @@ def test_lines_scales_the_change_of_each_stage_by_its_depth(alpha, beta):
     [tree] = lines.finish(AFTER, PARAMS, COPIED, alpha=alpha, beta=beta).values()
     for i, stage in enumerate(("hidden_0", "hidden_1", "head")):
         share = alpha + beta * i / 2
-        close(tree[stage], jax.tree.map(lambda a, b, s=share: b + s * (a - b), AFTER[stage], PARAMS[stage]))
+        assert_close(tree[stage], jax.tree.map(lambda a, b, s=share: b + s * (a - b), AFTER[stage], PARAMS[stage]))
     with_new_head = lines.finish(AFTER, PARAMS, CONTEXT, alpha=alpha, beta=beta)["lines"]
-    close(with_new_head, {**tree, "head": AFTER["head"]})
+    assert_close(with_new_head, {**tree, "head": AFTER["head"]})
 
 
 def test_lines_counts_a_norm_with_the_stage_below_and_one_stage_as_the_last():
@@ -104,7 +104,7 @@ def begin(method, **options):
 def test_a_fit_starts_from_what_reinit_gives_with_its_new_head_as_drawn():
     method, _ = plugins.method("shrink_perturb")
     start, drawn = begin(method, shrink=0.5, sigma=0.0)
-    close(start.params, {**jax.tree.map(lambda leaf: leaf / 2, PARAMS), "head": drawn["head"]})
+    assert_close(start.params, {**jax.tree.map(lambda leaf: leaf / 2, PARAMS), "head": drawn["head"]})
     assert leaves(start.fresh) == leaves(FRESH)
 
 
@@ -123,16 +123,16 @@ def test_what_reinit_may_not_give_is_refused(reinit, message):
 
 
 def test_a_finish_that_asks_for_phases_gets_as_many_as_there_are_and_none_that_validation_ends():
-    asked = []
+    phase_counts = []
 
     def finish(params, start, context, *, phases):
-        asked.append(len(phases))
+        phase_counts.append(len(phases))
         return {"first": phases[-1]}
 
     start, _ = begin(plugins.method("lp_ft")[0]._replace(finish=finish))
     start.finish(start.params)
-    close(start.finish(AFTER, [PROBED])["first"], PROBED)
-    assert asked == [2, 2] and start.finish_takes_phases
+    assert_close(start.finish(AFTER, [PROBED])["first"], PROBED)
+    assert phase_counts == [2, 2] and start.finish_takes_phases
 
     def until(params, context):
         phases = plugins.method("lp_ft")[0].strategy(params, context)

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
 
 
-def said(main, capsys, argv=("program",)) -> str:
+def last_word(main, capsys, argv=("program",)) -> str:
     """The one line that a program says of what its main raises."""
     with pytest.raises(SystemExit) as end:
         process.run_main(main, list(argv))
@@ -71,7 +71,7 @@ class Mine(BaseException):
     ],
 )
 def test_what_a_person_can_mend_is_one_line_with_its_remedy(error, remedy, capsys):
-    assert remedy in said(raising(error), capsys)
+    assert remedy in last_word(raising(error), capsys)
 
 
 def test_a_fault_of_tljax_shows_its_traceback(monkeypatch):
@@ -89,7 +89,7 @@ def test_a_switch_by_which_jax_refuses_more_is_named(monkeypatch, capsys):
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, value)
-            assert f"tljax does not run with {name}={value}" in said(raising(FloatingPointError("nan")), capsys)
+            assert f"tljax does not run with {name}={value}" in last_word(raising(FloatingPointError("nan")), capsys)
             patch.setenv(name, "allow" if value == "disallow" else "0")
             with pytest.raises(FloatingPointError):
                 process.run_main(raising(FloatingPointError("nan")), ["program"])
@@ -101,7 +101,7 @@ def test_jax_that_finds_no_device_is_said(error, monkeypatch, capsys):
         raise error
 
     monkeypatch.setattr(jax, "devices", devices)
-    assert "JAX finds no device" in (line := said(raising(error), capsys)) and "JAX_PLATFORMS" in line
+    assert "JAX finds no device" in (line := last_word(raising(error), capsys)) and "JAX_PLATFORMS" in line
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_a_package_that_is_not_installed_has_no_version_and_no_traceback(monkeyp
 def test_a_path_begins_at_home_whichever_flag_it_is_of(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     argv = ["x", "--workdir=~/w", "--model=~/m.py:model", "--strategies=full,~/s.py:strategy", "--target=~/t.npz"]
-    given = parse_flags(argv)
-    assert given["workdir"] == f"{tmp_path}/w" and given["model"] == f"{tmp_path}/m.py:model"
-    assert given["strategies"] == ("full", f"{tmp_path}/s.py:strategy")
-    assert given["target"] == "~/t.npz"  # a data set's name is as it is written: `tljax.data` finds it
+    values = parse_flags(argv)
+    assert values["workdir"] == f"{tmp_path}/w" and values["model"] == f"{tmp_path}/m.py:model"
+    assert values["strategies"] == ("full", f"{tmp_path}/s.py:strategy")
+    assert values["target"] == "~/t.npz"  # a data set's name is as it is written: `tljax.data` finds it
     assert Settings.from_flags(workdir="~/w").workdir == f"{tmp_path}/w"
     assert files.place("~/t.npz") == tmp_path / "t.npz"
 
@@ -216,10 +216,10 @@ def test_somebody_elses_code_closes_no_stream_and_takes_none_away(monkeypatch, t
 def test_a_closed_terminal_or_a_spent_limit_stops_a_run_in_good_order(monkeypatch):
     """They come twice, from the system and from the shell, or every second: the second ends nothing."""
     for number in (signal.SIGHUP, signal.SIGXCPU):
-        with process.signals_handled() as asked:
+        with process.signals_handled() as signal_number:
             for _ in range(2):
                 os.kill(os.getpid(), number)
-            assert asked() == number
+            assert signal_number() == number
         with process.termination_raised(), pytest.raises(process.Stopped) as stopped:
             os.kill(os.getpid(), number)
         assert stopped.value.code == 128 + number
@@ -228,9 +228,9 @@ def test_a_closed_terminal_or_a_spent_limit_stops_a_run_in_good_order(monkeypatc
 def test_nohup_is_heeded():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with process.termination_raised(), process.signals_handled() as asked:
+        with process.termination_raised(), process.signals_handled() as signal_number:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert asked() == 0
+            assert signal_number() == 0
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -251,14 +251,14 @@ CURVE = [
 
 
 def events(file: Path) -> list[bytes]:
-    raw, found = file.read_bytes(), []
+    raw, records = file.read_bytes(), []
     while raw:
         length = int.from_bytes(raw[:8], "little")
         event = Event.FromString(raw[12 : 12 + length])
         event.wall_time = 0
-        found.append(raw[:12] + event.SerializeToString())
+        records.append(raw[:12] + event.SerializeToString())
         raw = raw[16 + length :]
-    return found
+    return records
 
 
 def test_events_are_those_of_tensorboardx(tmp_path):
@@ -324,7 +324,7 @@ def deep(params, context):
 def test_a_strategy_ends_in_one_line_whatever_it_raises_or_gives(strategy, words, tasks, tmp_path, capsys):
     (tmp_path / "ends.py").write_text(ENDS)
     argv = command(tasks, tmp_path, strategies=(f"{tmp_path}/ends.py:{strategy}",), dry_run="true")
-    assert words in said(transfer.main, capsys, ["transfer", *argv])
+    assert words in last_word(transfer.main, capsys, ["transfer", *argv])
 
 
 def test_a_path_that_no_checkpoint_takes_is_refused_before_anything_is_trained(tasks, tmp_path):
@@ -424,7 +424,7 @@ def test_a_path_too_long_for_the_system_is_one_line(tasks, tmp_path, capsys):
     for flag in ("target", "source_checkpoint", "workdir"):
         flags = {flag: f"{tmp_path}/{'x' * 5000}.npz", **({"source": None} if flag == "source_checkpoint" else {})}
         argv = command(tasks, tmp_path, **flags)
-        assert "too long" in said(transfer.main, capsys, ["transfer", *argv])
+        assert "too long" in last_word(transfer.main, capsys, ["transfer", *argv])
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "zero byte"])

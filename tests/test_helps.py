@@ -21,7 +21,7 @@ ALL = {name for taken in command_line.of_programs().values() for name in taken}
 program = pytest.mark.parametrize("program", PROGRAMS)
 
 
-def said(program, capsys, flag="--helpfull"):
+def help_text(program, capsys, flag="--helpfull"):
     PROGRAMS[program].main([program, flag])
     return capsys.readouterr().out
 
@@ -36,11 +36,11 @@ def form(program):
     return getattr(PROGRAMS[program], f"{program.title()}Flags")
 
 
-def given(program, *argv):
+def read_flags(program, *argv):
     """What a program would run with: (settings, its own flags)."""
     values, filled = command_line.read([program, *argv], form(program))
-    own = {name: getattr(filled, name) for name in command_line.own_flags(form(program))}
-    return Settings.from_flags(**values), own
+    program_flags = {name: getattr(filled, name) for name in command_line.own_flags(form(program))}
+    return Settings.from_flags(**values), program_flags
 
 
 def refusal(main, argv, capsys):
@@ -60,25 +60,25 @@ def examples(program):
 @pytest.mark.slow
 def test_all_programs_are_listed_in_a_line_each_in_the_order_of_a_project():
     done = subprocess.run([sys.executable, "-m", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = dict(re.findall(r"^  (\w+) +(\S.*)$", done.stdout, re.M))
+    programs = dict(re.findall(r"^  (\w+) +(\S.*)$", done.stdout, re.M))
     files = [file for file in (ROOT / "experiments").glob("*.py") if "run_program(__file__)" in file.read_text()]
-    assert found == {
+    assert programs == {
         file.stem: importlib.import_module(f"experiments.{file.stem}").__doc__.split("\n")[0] for file in files
     }
     order = ["pretrain", "zoo", "features", "rank", "search", "check", "transfer", "compare", "report"]
-    assert [name for name in found if name in order] == order
+    assert [name for name in programs if name in order] == order
 
 
 @program
 def test_help_lists_what_is_taken_and_nothing_else(program, capsys, monkeypatch):
     """What is taken without being listed, the program refuses."""
     monkeypatch.chdir(ROOT)
-    named = {*listed(said(program, capsys))}
+    named = {*listed(help_text(program, capsys))}
     named |= {f"source_{name}" for name in named & {*vars(Recipe())}}
     example = examples(program)[0][3:]
     for name in ALL - {"flagfile"}:
         try:
-            given(program, f"--{name}=1")
+            read_flags(program, f"--{name}=1")
             taken = True
         except InputError as error:
             taken = "unknown flag" not in str(error)
@@ -92,11 +92,11 @@ def test_in_a_flagfile_that_programs_share_flags_of_a_transfer_are_passed_over_a
     shared, other = tmp_path / "shared.flags", tmp_path / "other.flags"
     shared.write_text("--learning_rate=0.1\n--source_epochs=3\n--target=x\n--nodry_run\n--hidden=7\n")
     for program in ("predict", "export", "features"):
-        settings, _ = given(program, f"--flagfile={shared}")
+        settings, _ = read_flags(program, f"--flagfile={shared}")
         assert settings == Settings.from_flags(hidden=(7,))
         text = refusal(PROGRAMS[program].main, [program, "--learning_rate=0.1"], capsys)
         assert text == "error: unknown flag --learning_rate: it is one of experiments.transfer\n"
-    settings, _ = given("pretrain", f"--flagfile={shared}")
+    settings, _ = read_flags("pretrain", f"--flagfile={shared}")
     assert settings == Settings.from_flags(hidden=(7,), learning_rate=0.1, source_epochs=3)
     other.write_text("--zoo=a\n")
     assert "experiments.zoo" in refusal(PROGRAMS["predict"].main, ["predict", f"--flagfile={other}"], capsys)
@@ -121,20 +121,24 @@ def test_a_flag_has_one_role_whichever_program_has_it():
 
 @program
 def test_the_defaults_that_help_tells_are_those_that_hold(program, capsys):
-    settings, own = given(program)
-    for name, about in listed(said(program, capsys)).items():
+    settings, program_flags = read_flags(program)
+    for name, about in listed(help_text(program, capsys)).items():
         about = " ".join(about.split())
-        told = re.search(r"\(default ([^ )]*)\)$", about)
-        assert told or "default" in about or "needed" in about, name
-        if told and told[1] == "none":
-            assert (own[name] if name in own else getattr(settings.recipe, name, getattr(settings, name, None))) in (
+        default = re.search(r"\(default ([^ )]*)\)$", about)
+        assert default or "default" in about or "needed" in about, name
+        if default and default[1] == "none":
+            assert (
+                program_flags[name]
+                if name in program_flags
+                else getattr(settings.recipe, name, getattr(settings, name, None))
+            ) in (
                 None,
                 "",
                 (),
                 "none",
             )
-        elif told:
-            assert given(program, f"--{name}={told[1]}") == (settings, own), name
+        elif default:
+            assert read_flags(program, f"--{name}={default[1]}") == (settings, program_flags), name
 
 
 @program
@@ -143,14 +147,14 @@ def test_examples_are_command_lines_that_are_read(program, monkeypatch):
     assert examples(program)
     for python, dash, module, *argv in examples(program):
         assert (python, dash, module) == ("python", "-m", f"experiments.{program}")
-        assert given(program, *argv) != given(program)
+        assert read_flags(program, *argv) != read_flags(program)
 
 
 @program
 def test_short_help_has_the_own_flags_and_points_on(program, capsys):
-    short, full = said(program, capsys, "--help"), said(program, capsys)
-    _, own = given(program)
-    assert own.keys() <= listed(short).keys() <= listed(full).keys()
+    short, full = help_text(program, capsys, "--help"), help_text(program, capsys)
+    _, program_flags = read_flags(program)
+    assert program_flags.keys() <= listed(short).keys() <= listed(full).keys()
     if short != full:
         lines = short.count("\n") * (2 if "learning_rate" in full else 1)
         assert "--helpfull has all" in short and lines < full.count("\n")
@@ -158,7 +162,7 @@ def test_short_help_has_the_own_flags_and_points_on(program, capsys):
 
 @program
 def test_help_names_every_strategy_where_there_are_some(program, capsys):
-    text = said(program, capsys)
+    text = help_text(program, capsys)
     strategies = command_line.strategies()
     assert len(strategies) > 15
     for name, about in strategies.items():
@@ -168,7 +172,7 @@ def test_help_names_every_strategy_where_there_are_some(program, capsys):
 @program
 def test_a_flag_that_is_not_suggests_the_nearest(program, capsys, tmp_path):
     main = PROGRAMS[program].main
-    for name in sorted(listed(said(program, capsys)))[::3]:
+    for name in sorted(listed(help_text(program, capsys)))[::3]:
         assert (
             refusal(main, [program, f"--{name}z=1"], capsys)
             == f"error: unknown flag --{name}z: did you mean --{name}?\n"
@@ -195,24 +199,33 @@ def test_a_flag_without_a_word_and_a_switch_with_one_are_refused_in_a_line(capsy
 
 
 def test_own_flags_are_read_among_those_of_transfer_in_any_form():
-    settings, own = given("rank", "--seeds", "3", "--sources", "a,b", "--verify", "--scores=nce")
-    assert settings.seeds == (3,) and own["sources"] == ("a", "b") and own["verify"] and own["scores"] == ("nce",)
+    settings, program_flags = read_flags("rank", "--seeds", "3", "--sources", "a,b", "--verify", "--scores=nce")
+    assert (
+        settings.seeds == (3,)
+        and program_flags["sources"] == ("a", "b")
+        and program_flags["verify"]
+        and program_flags["scores"] == ("nce",)
+    )
 
 
 def test_a_text_that_ends_in_a_zero_is_written_as_it_is():
     """'--tuned=runs/search-v1.0' named another folder in the flagfile that reproduces the run."""
-    made = Settings.from_flags(strategies=("lora:scale=4.0",), source="v1.0.npz:noise=1.0", manual_dir="data-2.0")
-    again = Settings.from_flags(**parse_flags(["x", *made.flagfile_lines()]))
-    assert (again.strategies, again.source, again.manual_dir) == (made.strategies, made.source, made.manual_dir)
-    asked = compare.CompareFlags(tuned="runs/search-v1.0", against="lora:scale=4.0", margin=1.0)
-    assert command_line.read(["x", *command_line.flagfile_lines(asked)], compare.CompareFlags)[1] == asked
-    assert "--margin=1" in command_line.flagfile_lines(asked)
+    settings = Settings.from_flags(strategies=("lora:scale=4.0",), source="v1.0.npz:noise=1.0", manual_dir="data-2.0")
+    again = Settings.from_flags(**parse_flags(["x", *settings.flagfile_lines()]))
+    assert (again.strategies, again.source, again.manual_dir) == (
+        settings.strategies,
+        settings.source,
+        settings.manual_dir,
+    )
+    options = compare.CompareFlags(tuned="runs/search-v1.0", against="lora:scale=4.0", margin=1.0)
+    assert command_line.read(["x", *command_line.flagfile_lines(options)], compare.CompareFlags)[1] == options
+    assert "--margin=1" in command_line.flagfile_lines(options)
 
 
 def test_flags_written_are_flags_read():
-    asked = form("search")(space=("momentum:in:0,0.9", "clip:log:1e-3:1"), timeout=60.0, per_budget=True, lr_low=1e-7)
-    assert command_line.read(["x", *command_line.flagfile_lines(asked)], form("search"))[1] == asked
-    assert "--timeout=60" in command_line.flagfile_lines(asked) and "--per_budget=true" in command_line.flagfile_lines(
-        asked
-    )
-    assert not any("lr_low" in line for line in command_line.flagfile_lines(asked, ["lr_low"]))
+    options = form("search")(space=("momentum:in:0,0.9", "clip:log:1e-3:1"), timeout=60.0, per_budget=True, lr_low=1e-7)
+    assert command_line.read(["x", *command_line.flagfile_lines(options)], form("search"))[1] == options
+    assert "--timeout=60" in command_line.flagfile_lines(
+        options
+    ) and "--per_budget=true" in command_line.flagfile_lines(options)
+    assert not any("lr_low" in line for line in command_line.flagfile_lines(options, ["lr_low"]))

@@ -28,14 +28,14 @@ def head(params):
 
 
 def fits(seeds, steps, phases=((0, everything),), order=None):
-    def one(seed):
+    def fit(seed):
         params = models.init(MODEL, jax.random.key(seed), (2, 2, 1))
         of_params = tuple((start, mask(params)) for start, mask in phases)
         rows = order or draw.Order(seed, COUNT, BATCH, True)
         rates = np.full(steps, 0.1, np.float32)
         return train.Fit(params, of_params, rows, rates, (), NUMBERS, jax.random.key(seed))
 
-    return [one(seed) for seed in seeds]
+    return [fit(seed) for seed in seeds]
 
 
 def trained(group, ends, **execution):
@@ -260,17 +260,17 @@ def test_a_phase_begins_on_the_devices(devices, monkeypatch):
 
 def test_what_is_the_same_for_all_fits_is_looked_at_once(monkeypatch):
     """The spec and the numbers of masks; one array of all fits; one key."""
-    asked = []
+    calls = []
     for name in ("group_key", "specialize"):
         inner = getattr(loop, name)
-        monkeypatch.setattr(loop, name, lambda *a, inner=inner, name=name: asked.append(name) or inner(*a))
+        monkeypatch.setattr(loop, name, lambda *a, inner=inner, name=name: calls.append(name) or inner(*a))
     ranks = vectorize.cohort_ranks
-    monkeypatch.setattr(vectorize, "cohort_ranks", lambda *a: asked.append("ranks") or ranks(*a))
+    monkeypatch.setattr(vectorize, "cohort_ranks", lambda *a: calls.append("ranks") or ranks(*a))
     counts = []
     for count in (2, 12):
-        asked.clear()
+        calls.clear()
         next(train.fit(SPEC, fits(range(count), 4), DATA, [4]))
-        counts.append(sorted(asked))
+        counts.append(sorted(calls))
     assert counts[0] == counts[1] and counts[0].count("group_key") == 1
     looked = []
     on_host = vectorize._on_host

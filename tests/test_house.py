@@ -49,10 +49,10 @@ def imported(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("file", [f for f in FILES if module(f) != "tljax"], ids=module)
 def test_a_file_imports_lower_floors_or_its_own_room(file):
-    own = room(module(file))
-    for other in {room(name) for name in imported(file) - BARE} - {own}:
+    own_room = room(module(file))
+    for other in {room(name) for name in imported(file) - BARE} - {own_room}:
         assert other in FLOORS, f"{module(file)} imports {other}, which has no floor"
-        assert FLOORS[other] < FLOORS[own] or (own, other) in WITHIN_FLOOR, f"{module(file)} imports {other}"
+        assert FLOORS[other] < FLOORS[own_room] or (own_room, other) in WITHIN_FLOOR, f"{module(file)} imports {other}"
 
 
 def test_no_files_import_each_other_however_far_around():
@@ -211,8 +211,8 @@ def test_the_library_knows_no_flag():
                 for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
                 if isinstance(node, ast.Constant)
             ]
-            found = [text for text in texts if isinstance(text, str) and re.search(r"(?<![\w-])--\w", text)]
-            assert not found, f"{module(file)} speaks of flags: {found}"
+            flags = [text for text in texts if isinstance(text, str) and re.search(r"(?<![\w-])--\w", text)]
+            assert not flags, f"{module(file)} speaks of flags: {flags}"
 
 
 @pytest.mark.parametrize("file", FILES, ids=module)

@@ -267,7 +267,7 @@ def statistics(capsys):
 def early(capsys):
     run("Stop early on a validation split", "--seeds=0")
     [fit] = [fit for fit in results("runs/stopped") if "stop.py" in str(fit["strategy"])]
-    assert 0 < fit["stopped_step"] < 400
+    assert 0 < fit["stopped_step"] < 200
 
 
 def targets_and_delta(capsys):

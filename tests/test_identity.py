@@ -57,26 +57,26 @@ def test_side_by_side_over_several_devices_their_number_is_in_the_key(older, mon
     """And nowhere else: one device is not written, and no fit has more than one."""
     settings = Settings.from_flags(**FLAGS)  # of two seeds
 
-    def of(**flags):
+    def keys_under(**flags):
         return keys(replace(settings, **flags))
 
-    beside = of(many="vmap", devices=1)
+    beside = keys_under(many="vmap", devices=1)
     assert KEY_SIDE_BY_SIDE in [key for key, _ in beside]
-    both = of(many="vmap", devices=2)
+    both = keys_under(many="vmap", devices=2)
     assert not {key for key, _ in both} & {key for key, _ in beside}
     assert [recipe for _, recipe in both] == [recipe for _, recipe in beside]
-    assert both == of(many="vmap", devices=3) == of(many="vmap", mesh=("data:2", "trial:2"))
-    assert beside == of(many="vmap", mesh=("data:4",)) == of(many="vmap", parallel="pmap", devices=2)
-    assert of(devices=1) == of(devices=2) == keys(settings)
+    assert both == keys_under(many="vmap", devices=3) == keys_under(many="vmap", mesh=("data:2", "trial:2"))
+    assert beside == keys_under(many="vmap", mesh=("data:4",)) == keys_under(many="vmap", parallel="pmap", devices=2)
+    assert keys_under(devices=1) == keys_under(devices=2) == keys(settings)
     monkeypatch.setattr(plan.vectorize, "platform_of", lambda devices: "gpu")
-    assert of(devices=2) == both and of(devices=2, parallel="pmap") == of(many="map")
+    assert keys_under(devices=2) == both and keys_under(devices=2, parallel="pmap") == keys_under(many="map")
 
 
 def test_a_batch_of_evaluation_is_in_the_keys_where_it_is_asked_for(older):
     settings = Settings.from_flags(**FLAGS)
     assert keys(replace(settings, evaluation_batch=0)) == keys(settings)
-    asked, other = (keys(replace(settings, evaluation_batch=count)) for count in (64, 1000))
-    assert len({key for fits in (keys(settings), asked, other) for key, _ in fits}) == 3 * len(asked)
+    at_64, other = (keys(replace(settings, evaluation_batch=count)) for count in (64, 1000))
+    assert len({key for fits in (keys(settings), at_64, other) for key, _ in fits}) == 3 * len(at_64)
 
 
 def test_a_renamed_class_and_a_new_flag_at_its_neutral_value_train_nothing_again(older):

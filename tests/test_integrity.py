@@ -32,12 +32,6 @@ def settings(tasks, folder):
 
 
 @pytest.fixture
-def copy(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "w")
-    return tmp_path / "w"
-
-
-@pytest.fixture
 def victim(tmp_path):
     (tmp_path / "victim").write_text("precious")
     yield tmp_path / "victim"
@@ -62,9 +56,9 @@ def test_a_record_is_read_as_it_was_written_and_refused_otherwise(tmp_path):
             directory.read_record(file)
     for text in ("[1]", '"x"', "{", "", "{}", "[" * 10**5, '{"sha256": 1}', "1" * 5000):
         file.write_text(text)
-        with pytest.raises(InputError) as told:
+        with pytest.raises(InputError) as refusal:
             directory.read_record(file)
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(refusal.value)
 
 
 def test_no_file_is_written_through_a_link(copy, tasks, tmp_path, victim):
@@ -91,8 +85,8 @@ def test_features_are_not_written_through_links(finished, tasks, tmp_path, victi
     (tmp_path / "out").mkdir()
     for split in ("train", "test"):
         (tmp_path / "out" / f"{split}.npy").symlink_to(victim)
-    given = [f"--source_checkpoint={finished[0]}", f"--dataset={tasks / 'clothes.npz'}", f"--output={tmp_path / 'out'}"]
-    features.main(["features", *given])
+    argv = [f"--source_checkpoint={finished[0]}", f"--dataset={tasks / 'clothes.npz'}", f"--output={tmp_path / 'out'}"]
+    features.main(["features", *argv])
     assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
 
 
@@ -165,8 +159,8 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(copy, tasks, tmp_path, caps
         with directory.opened(settings(tasks, copy), "transfer"):
             assert "set aside" in capsys.readouterr().out
     else:
-        said = refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
-        assert name in said or "holds other files and no run" in said
+        message = refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
+        assert name in message or "holds other files and no run" in message
 
 
 def test_flags_that_were_changed_are_refused_in_the_run_and_taken_elsewhere(copy, tasks, tmp_path, capsys):
@@ -175,12 +169,12 @@ def test_flags_that_were_changed_are_refused_in_the_run_and_taken_elsewhere(copy
     assert text.splitlines()[-1].startswith("# sha256 of the lines above: ")
     for change in (("--seeds=0,1", "--seeds=q,1"), ("--batch_size=20", "--batch_size=21"), ("\n# sha", "\x0b# sha")):
         file.write_text(text.replace(*change))
-        said = refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
-        assert "flags.flags' is not as it was written: restore it" in said and "--flagfile" in said
+        message = refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
+        assert "flags.flags' is not as it was written: restore it" in message and "--flagfile" in message
     file.write_text(text.replace("--seeds=0,1", "--seeds=1"))
-    given = parse_flags(["transfer", f"--flagfile={file}", f"--workdir={tmp_path / 'new'}"])
-    assert given["seeds"] == (1,)
-    with directory.opened(Settings.from_flags(**given), "transfer") as folder:
+    values = parse_flags(["transfer", f"--flagfile={file}", f"--workdir={tmp_path / 'new'}"])
+    assert values["seeds"] == (1,)
+    with directory.opened(Settings.from_flags(**values), "transfer") as folder:
         assert directory.flags_text(folder / "flags.flags").count("# sha256") == 0
     file.write_text("".join(text.splitlines(keepends=True)[:-1]))  # as an older tljax left it
     with directory.opened(settings(tasks, copy), "transfer"):
@@ -205,20 +199,20 @@ def test_an_environment_is_kept_for_each_fit_and_a_mixture_is_said(copy, tasks, 
     transfer.run(**flags(tasks, copy))
     assert json.loads((copy / "environment.json").read_text()) == before  # nothing was trained
     lines = transfer.run(**flags(tasks, copy, seeds=(0, 1, 2), strategies=("scratch",)))
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     after = directory.read_record(copy / "environment.json")
     assert after["versions"]["jax"] == "0.4.0" and after["earlier"][0]["versions"]["jax"] == version("jax")
     new = {line.name for line in results(copy) if line.seed == 2}
     assert set(after["fits"]) == new and set(after["earlier"][0]["fits"]) == set(before["fits"])
     words = f"jax {version('jax')} and 0.4.0"
-    assert f"goes on in another environment: {words}" in said and f"trained in 2 environments: {words}" in said
+    assert f"goes on in another environment: {words}" in output and f"trained in 2 environments: {words}" in output
     assert words in (copy / "report.html").read_text()
     assert directory.mixed_environments(copy, [line.name for line in lines if line.seed < 2]) == []
     monkeypatch.undo()
     directory.record_environment(copy, {})
     again = directory.read_record(copy / "environment.json")
     assert again["versions"] == before["versions"] and set(again["fits"]) == set(before["fits"])
-    assert [set(one["fits"]) for one in again["earlier"]] == [new]
+    assert [set(environment["fits"]) for environment in again["earlier"]] == [new]
 
 
 OLD = ("python", "platform", "cores", "devices", "versions", "data", "commit")
@@ -286,9 +280,9 @@ def test_masks_that_were_changed_are_set_aside_and_their_fit_is_trained_again(co
 
 @pytest.mark.parametrize("text", ["=1+1", "+cmd", "-cmd", "@SUM(A1)"])
 def test_no_cell_of_a_csv_file_is_a_formula(text):
-    told = search.TrialRecord(0, "COMPLETE", 0.5, 0.5, 0.1, False, text, "", "", {text: text, "rate": -0.5})
+    trial = search.TrialRecord(0, "COMPLETE", 0.5, 0.5, 0.1, False, text, "", "", {text: text, "rate": -0.5})
     tables = [
-        export.trials({(text, text): [told]}),
+        export.trials({(text, text): [trial]}),
         export.table([{text: text, "gain": -0.5}]),
         predict.table([text], [text, "dog"], np.array([[0.25, 0.75]])),
     ]
@@ -303,9 +297,9 @@ def exported(folder: Path) -> Path:
 
     raw = save({"head/kernel": np.ones((4, 2), np.float32), "head/bias": np.zeros(2, np.float32)})
     (folder / "net.safetensors").write_bytes(raw)
-    told = {"task": "t", "classes": ["a", "b"], "shape": [2, 2, 1], "accuracy": 0.5}
+    card = {"task": "t", "classes": ["a", "b"], "shape": [2, 2, 1], "accuracy": 0.5}
     sums = {"weights_sha256": hashlib.sha256(raw).hexdigest()}
-    directory.write_record(folder / "net.safetensors.json", {**told, **sums})
+    directory.write_record(folder / "net.safetensors.json", {**card, **sums})
     return folder / "net.safetensors"
 
 
@@ -320,21 +314,21 @@ def test_exported_weights_and_their_card_are_held_against_their_sums(tmp_path):
     card.write_text('{"task": "t", "classes": ["a", "b"], "shape": [2, 2, 1]}')  # by hand
     assert "weights_sha256" not in sources.weights_card(file)
     card.write_text(text)
-    made = Settings.from_flags(source_checkpoint=str(file), hidden=())
-    assert sources.from_checkpoint(made).name == "t"
+    run_settings = Settings.from_flags(source_checkpoint=str(file), hidden=())
+    assert sources.from_checkpoint(run_settings).name == "t"
     file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     with pytest.raises(InputError, match="is not as it was written, or has another's card"):
-        sources.from_checkpoint(made)
+        sources.from_checkpoint(run_settings)
 
 
 def test_looks_cannot_be_forgotten_by_deleting_one_file(tmp_path):
     cell = predictions.Cell("digits", "clothes", "full", 40)
-    found = predictions.Predictions([], {}, {})
+    nothing = predictions.Predictions([], {}, {})
     tables = [{cell: dict.fromkeys(range(count), np.array([True]))} for count in (2, 3)]
     assert predictions.count_look(tmp_path, tables[0]) == 1
-    predictions.write_study(tmp_path, [found], [], {}, 1)
+    predictions.write_study(tmp_path, [nothing], [], {}, 1)
     assert predictions.count_look(tmp_path, tables[1]) == 2
-    predictions.write_study(tmp_path, [found], [], {}, 2)
+    predictions.write_study(tmp_path, [nothing], [], {}, 2)
     kept = (tmp_path / "looks.json").read_bytes()
     (tmp_path / "looks.json").unlink()
     with pytest.raises(InputError, match=r"0 looks at these results, 'study.json' of 2"):

@@ -15,14 +15,14 @@ from tljax.types import InputError
 SPACE = space.read(("learning_rate:log:1e-3:1",))
 
 
-def opened(file, said):
-    return search.opened("study", str(file), "Random", "Nop", 0, 60, {"space": "rates"}, said.append)
+def opened(file, messages):
+    return search.opened("study", str(file), "Random", "Nop", 0, 60, {"space": "rates"}, messages.append)
 
 
 def grown(searched, trials):
     """Trials asked for and told until the study has so many, each with a value that follows from its rate."""
-    while asked := search.ask(searched, SPACE, 1, trials):
-        search.tell(searched.study, asked[0], asked[0].chosen["learning_rate"] / 2)
+    while asked_trials := search.ask(searched, SPACE, 1, trials):
+        search.tell(searched.study, asked_trials[0], asked_trials[0].chosen["learning_rate"] / 2)
 
 
 def finished(searched):
@@ -45,12 +45,12 @@ def test_a_journal_cut_anywhere_in_its_last_two_lines_goes_on_and_loses_what_was
     first = len(raw) - len(lines[-1]) - len(lines[-2])
     for end in range(first, len(raw) + 1):
         file.write_bytes(raw[:end])
-        said = []
-        assert len(finished(opened(file, said))) >= 2
+        messages = []
+        assert len(finished(opened(file, messages))) >= 2
         kept = [line for line in lines if raw.index(line) + len(line) <= end]
         assert file.read_bytes().startswith(b"".join(kept))
         assert all(json.loads(line)["op_code"] == 0 for line in file.read_bytes().splitlines()[len(kept) :])
-        assert len(said) == (sum(map(len, kept)) < end)
+        assert len(messages) == (sum(map(len, kept)) < end)
     for end in (first + 1, first + len(lines[-2]) - 1, len(raw) - 20, len(raw) - 1):
         file.write_bytes(raw[:end])
         searched = opened(file, [])
@@ -84,23 +84,23 @@ def test_what_is_altered_or_missing_in_the_middle_is_refused_in_one_line(journal
         [*lines[:2], b'{"op_code":[]}\n', *lines[2:]],
     ):
         file.write_bytes(b"".join(bad))
-        with pytest.raises(InputError, match=r"study.journal', line \d+ is n") as told:
+        with pytest.raises(InputError, match=r"study.journal', line \d+ is n") as refusal:
             opened(file, [])
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(refusal.value)
 
 
 def test_a_single_flipped_bit_is_refused_cut_off_aloud_or_changes_nothing(journal):
     file, _ = journal
-    raw, said = file.read_bytes(), []
-    whole = [(trial.params, trial.values, trial.user_attrs) for trial in opened(file, said).study.trials]
+    raw, messages = file.read_bytes(), []
+    whole = [(trial.params, trial.values, trial.user_attrs) for trial in opened(file, messages).study.trials]
     for at in [*range(0, len(raw), 61), *range(len(raw) - 80, len(raw))]:
         file.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :])
-        said.clear()
+        messages.clear()
         try:
-            now = [(trial.params, trial.values, trial.user_attrs) for trial in opened(file, said).study.trials]
+            now = [(trial.params, trial.values, trial.user_attrs) for trial in opened(file, messages).study.trials]
         except InputError:
             continue
-        assert said or now == whole
+        assert messages or now == whole
 
 
 @pytest.mark.parametrize("call", ["os.fsync", "os.pwrite"])
@@ -129,11 +129,11 @@ def test_a_journal_of_an_older_tljax_is_read_aloud_and_goes_on(journal):
     entries = [json.loads(line) for line in file.read_text().splitlines()]
     plain = [{name: value for name, value in entry.items() if name != "sha256"} for entry in entries]
     file.write_text("".join(json.dumps(entry) + "\n" for entry in plain))
-    said = []
-    searched = opened(file, said)
-    assert finished(searched) == before and "older tljax" in said[0]
+    messages = []
+    searched = opened(file, messages)
+    assert finished(searched) == before and "older tljax" in messages[0]
     grown(searched, 4)
-    assert len(finished(opened(file, said))) == 4
+    assert len(finished(opened(file, messages))) == 4
 
 
 @pytest.mark.slow
@@ -177,14 +177,14 @@ def test_a_disk_that_fills_up_during_a_study_loses_no_trial(disk, form):
     def taken_up():
         return search.opened("study", storage, "Random", "Nop", 0, 0.0, {}, lambda line: None)
 
-    told = []
+    trials = []
     for room in (4096, 12288):
-        grown(searched := taken_up(), len(told) + 2)
-        told = finished(searched)
+        grown(searched := taken_up(), len(trials) + 2)
+        trials = finished(searched)
         free = os.statvfs(disk)
         filler.write_bytes(b"x" * max(free.f_bavail * free.f_frsize - room, 0))
         with pytest.raises((InputError, OSError), match=r"full|No space left"):
             grown(taken_up(), 99)
         filler.unlink()
-        assert finished(taken_up())[: len(told)] == told
-        told = finished(taken_up())
+        assert finished(taken_up())[: len(trials)] == trials
+        trials = finished(taken_up())

@@ -12,24 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
-from test_programs import arguments, command, parameters, refused, results, snapshot
+from test_integrity import flags, settings
+from test_programs import command, parameters, refused, results, snapshot
 
 from experiments import transfer
 from experiments.runs import directory, fit, process
-from experiments.runs.settings import Settings
 from tljax import checkpoint
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-def flags(tasks, folder, **more):
-    return arguments(tasks, folder, weight_decay=0.01, clip=1.0, **more)
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "w")
-    return tmp_path / "w"
 
 
 def flip(place):
@@ -59,8 +49,8 @@ def test_what_is_damaged_in_a_finished_run_is_set_aside_aloud_and_made_again(
     place = getattr(line, piece)
     flip(copy / place)
     transfer.run(**flags(tasks, copy))
-    said = next(text for text in capsys.readouterr().out.splitlines() if "set aside" in text)
-    assert place in said and f"set aside as '{(copy / place).name}.damaged'" in said
+    message = next(text for text in capsys.readouterr().out.splitlines() if "set aside" in text)
+    assert place in message and f"set aside as '{(copy / place).name}.damaged'" in message
     assert (copy / (place + ".damaged")).exists()
     assert [fit.result.strategy for fit in names] == [strategy] * trained
     ignored = ("seconds", "peak_bytes", "sha256", "checkpoint")
@@ -116,14 +106,10 @@ def test_results_that_name_a_place_outside_the_run_are_refused(copy, tasks, tmp_
 @pytest.mark.parametrize("name", ["test_accuracy", "key", "steps"])
 def test_a_line_of_results_with_another_number_in_it_is_refused(copy, tasks, tmp_path, capsys, name):
     line, *rest = (copy / "results.jsonl").read_text().splitlines(keepends=True)
-    made = json.loads(line)
-    made[name] = made[name] + 1 if name != "key" else made[name][::-1]
-    (copy / "results.jsonl").write_text(json.dumps(made) + "\n" + "".join(rest))
+    record = json.loads(line)
+    record[name] = record[name] + 1 if name != "key" else record[name][::-1]
+    (copy / "results.jsonl").write_text(json.dumps(record) + "\n" + "".join(rest))
     assert "line 1 is not as it was written" in refused(command(tasks, tmp_path, **flags(tasks, copy)), capsys)
-
-
-def settings(tasks, folder):
-    return Settings.from_flags(**flags(tasks, folder))
 
 
 def test_a_clean_end_leaves_an_empty_lock_and_says_nothing_next_time(copy, tasks, capsys):
@@ -181,8 +167,8 @@ def test_ctrl_c_while_a_program_imports_is_one_line(tmp_path):
         heed = "from signal import *; import os, sys; signal(SIGINT, SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
         line = [sys.executable, "-m", f"experiments.{program}", "--source=mnist_10k"]
         path = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-        given = {"capture_output": True, "text": True, "env": path, "cwd": Path(__file__).parent.parent}
-        done = subprocess.run([sys.executable, "-c", heed, *line], **given)
+        options = {"capture_output": True, "text": True, "env": path, "cwd": Path(__file__).parent.parent}
+        done = subprocess.run([sys.executable, "-c", heed, *line], **options)
         assert done.returncode == 130 and done.stderr == "stopped before anything was begun\n"
 
 

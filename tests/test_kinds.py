@@ -73,8 +73,8 @@ def of_features(kind: str, seed: int, outputs: int, train: int, test: int) -> di
 
 def of_text(seed: int, share: float, train: int, test: int, length: int = 12) -> dict[str, np.ndarray]:
     """Sequences of a Markov chain over 8 characters: a common one, but for a `share` of it that is this text's own."""
-    chain, own = (np.random.default_rng(s).dirichlet(np.full(8, 0.3), size=8) for s in (0, seed))
-    cumulated = ((1 - share) * chain + share * own).cumsum(1)
+    chain, seed_chain = (np.random.default_rng(s).dirichlet(np.full(8, 0.3), size=8) for s in (0, seed))
+    cumulated = ((1 - share) * chain + share * seed_chain).cumsum(1)
     rng = np.random.default_rng(seed + 50)
     tokens = np.zeros((train + test, length), np.int32)
     tokens[:, 0] = rng.integers(0, 8, train + test)

@@ -45,8 +45,8 @@ def test_the_logits_are_the_librarys_at_two_sizes(case):
     assert len(expected) == 2
     for size, logits in expected.items():
         model, _, _, params = read(case, size)
-        found = models.apply(model, params, layout_values.images(size))
-        np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4)
+        actual = models.apply(model, params, layout_values.images(size))
+        np.testing.assert_allclose(actual, logits, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,8 +75,8 @@ def test_positions_are_resized_as_each_library_does_it(case):
     height, width = map(int, size.split("x"))
     with np.load(FOLDER / "grids.npz") as known:
         grid, expected = known["grid"].astype(np.float64), known[case]
-    found = resize.positions(grid, height * width, convention, ((7, 7), (height, width)))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    actual = resize.positions(grid, height * width, convention, ((7, 7), (height, width)))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
 
 
 def test_a_class_token_is_kept_and_a_grid_that_is_not_square_is_said():

@@ -43,7 +43,7 @@ def test_an_e_value_has_a_mean_of_one_under_a_uniform_p_and_falls_with_it():
 @pytest.mark.parametrize("shared", [0.0, 0.9])
 def test_e_lond_keeps_false_discoveries_within_its_level(shared):
     """Exact p of normal variables, also where they are alike; 0.3 in place of 0.05, so that the level would be seen."""
-    rng, level, false_shares, found = np.random.default_rng(1), 0.3, [], []
+    rng, level, false_shares, discoveries = np.random.default_rng(1), 0.3, [], []
     for _ in range(400):
         effects = np.where(np.arange(60) % 3 == 0, 5.0, 0.0)
         noise = math.sqrt(shared) * rng.standard_normal() + math.sqrt(1 - shared) * rng.standard_normal(60)
@@ -53,9 +53,9 @@ def test_e_lond_keeps_false_discoveries_within_its_level(shared):
             confirmed.append(ledger.e_value(float(p[i])) >= ledger.threshold(i + 1, sum(confirmed), level))
         false = np.array(confirmed)[effects == 0].sum()
         false_shares.append(false / max(1, sum(confirmed)))
-        found.append(np.array(confirmed)[effects > 0].sum())
+        discoveries.append(np.array(confirmed)[effects > 0].sum())
     error = np.std(false_shares) / 20
-    assert np.mean(false_shares) <= level + 2 * error and np.mean(found) > 12
+    assert np.mean(false_shares) <= level + 2 * error and np.mean(discoveries) > 12
 
 
 def test_e_lond_spends_its_level_and_no_more_on_bets_that_win_at_the_threshold_alone():
@@ -77,7 +77,7 @@ def test_what_is_written_is_read_again_and_the_level_stays(tmp_path):
         assert book.level == 0.1
     with ledger.opened(file) as book:
         assert [entry["kind"] for entry in book.entries] == ["ledger", "look", "look"]
-        assert len(book.of_kind("look")) == 2 and book.of_kind("look", "b") == [look(test_set="b")]
+        assert len(book.of_kind("look")) == 2 and book.entries_of("look", "b") == [look(test_set="b")]
     with pytest.raises(InputError, match=r"allows 0\.1 of false discoveries, not 0\.05"), ledger.opened(file, 0.05):
         pass
 
@@ -107,15 +107,15 @@ def test_lines_that_were_altered_are_refused_by_their_number(tmp_path, damage):
 
 
 def test_a_line_that_was_never_finished_is_cut_off_and_said(tmp_path):
-    file, said = tmp_path / "ledger.jsonl", []
+    file, messages = tmp_path / "ledger.jsonl", []
     with ledger.opened(file) as book:
         book.add(look())
     whole = file.read_bytes()
     file.write_bytes(whole + b'{"kind": "look", "test')
-    with ledger.opened(file, say=said.append) as book:
+    with ledger.opened(file, say=messages.append) as book:
         assert len(book.entries) == 2
         book.add(look())
-    assert "last 22 bytes are cut off" in said[0] and file.read_bytes().startswith(whole)
+    assert "last 22 bytes are cut off" in messages[0] and file.read_bytes().startswith(whole)
     with ledger.opened(file) as book:
         assert len(book.entries) == 3
 
@@ -197,13 +197,13 @@ def test_two_processes_lose_no_line_and_a_killed_one_no_more_than_its_last(tmp_p
         subprocess.Popen([sys.executable, "-c", WRITER, str(file), name], stdout=subprocess.PIPE, text=True)
         for name in ("a", "b")
     ]
-    told = [writers[0].stdout.readline()]
+    written = [writers[0].stdout.readline()]
     writers[0].kill()  # as kill -9
-    told += writers[0].communicate()[0].split()
+    written += writers[0].communicate()[0].split()
     assert writers[1].communicate()[0].split()[-1] == "39" and writers[1].returncode == 0
     with ledger.opened(file) as book:
         of_a, of_b = ([entry["seeds"][0] for entry in book.of_kind("look", name)] for name in ("a", "b"))
-    assert of_b == list(range(40)) and of_a == list(range(len(of_a))) and len(told) <= len(of_a) <= len(told) + 1
+    assert of_b == list(range(40)) and of_a == list(range(len(of_a))) and len(written) <= len(of_a) <= len(written) + 1
 
 
 def test_a_process_waits_for_the_ledger_and_says_so_if_that_takes_long(tmp_path, monkeypatch):

@@ -107,18 +107,13 @@ CASES = {
 QUICK = ("attention", "two groups", "depthwise", "stacked")
 
 
-@pytest.mark.parametrize("case", [case if case in QUICK else slow(case) for case in CASES])
-def test_a_contraction_by_factors_equals_a_merged_kernel_and_so_do_its_gradients(case):
+WITHOUT_GAIN = [(case, False) if case in QUICK else slow(case, False) for case in CASES]
+WITH_GAIN = [slow(case, True) for case in ("dense", "strided", "two groups", "depthwise", "remat")]
+
+
+@pytest.mark.parametrize(("case", "has_gain"), [*WITHOUT_GAIN, ("attention", True), *WITH_GAIN])
+def test_a_contraction_by_factors_equals_a_merged_kernel_and_so_do_its_gradients(case, has_gain):
     """Every kernel gets factors, however the module uses it; the merged one comes from NumPy, to plain Flax."""
-    compare_with_merged(case, False)
-
-
-@pytest.mark.parametrize("case", ["attention", *map(slow, ("dense", "strided", "two groups", "depthwise", "remat"))])
-def test_so_do_contractions_whose_outputs_have_a_gain(case):
-    compare_with_merged(case, True)
-
-
-def compare_with_merged(case, with_gain):
     module, inputs, expected = CASES[case]
     with jax.enable_x64(True):
         x, stage = jnp.asarray(inputs), linen.stage("layer", module)
@@ -132,7 +127,7 @@ def compare_with_merged(case, with_gain):
         for path, kernel in kernels.items():
             count = contracted.get(path) or kernel.ndim - 1
             shapes = [(*kernel.shape[:count], 2), (2, *kernel.shape[count:])]
-            shapes += [kernel.shape[count:]] if with_gain else []
+            shapes += [kernel.shape[count:]] if has_gain else []
             factors[path] = tuple(jnp.asarray(0.3 * RNG.normal(size=shape)) for shape in shapes)
 
         def by_factors(factors):
@@ -217,9 +212,9 @@ def test_a_model_of_low_rank_leaves_gives_what_its_merged_parameters_give(name):
     model = built(name)
     start, apply = started(model), jax.jit(partial(models.apply, model))
     x = np.random.default_rng(5).uniform(size=(4, 28, 28, 1)).astype(np.float32)
-    of = {form: apply(getattr(start, form)(start.params), x) for form in ("factored", "merge")}
-    np.testing.assert_allclose(of["factored"], of["merge"], rtol=0, atol=1e-5)
-    assert np.abs(of["merge"] - apply(start.params, x)).max() > 0.01  # the change is no trifle
+    outputs = {form: apply(getattr(start, form)(start.params), x) for form in ("factored", "merge")}
+    np.testing.assert_allclose(outputs["factored"], outputs["merge"], rtol=0, atol=1e-5)
+    assert np.abs(outputs["merge"] - apply(start.params, x)).max() > 0.01  # the change is no trifle
     assert start.applied is start.factored and not plan.merged(start)
 
 
@@ -279,11 +274,11 @@ def test_factors_cost_half_of_what_a_merged_kernel_costs():
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
     start = started(model, strategy="lora:rank=4")
     [(_, mask)] = start.phases
-    of = {
+    flops_by_form = {
         form: flops.step_flops(model, start.params, mask, (28, 28, 1), 100, getattr(start, form)) / 1e6
         for form in ("factored", "merge")
     }
-    assert of["factored"] < 90 and of["merge"] > 160, of
+    assert flops_by_form["factored"] < 90 and flops_by_form["merge"] > 160, flops_by_form
 
 
 LABELS = jnp.asarray(RNG.integers(0, 3, 24).astype(np.int32))
@@ -361,8 +356,10 @@ def test_however_it_is_trained_factors_give_what_merged_kernels_give(way):
     atol = 0.01 if way == "bfloat16" else 1e-5
     close = partial(np.testing.assert_allclose, rtol=0, atol=atol)
     for row in range(len(merged.fits)):
-        jax.tree.map(close, by_factors.of(row), merged.of(row))
+        jax.tree.map(close, by_factors.params_and_state(row), merged.params_and_state(row))
     if way == "average":
         jax.tree.map(close, by_factors.average.params, merged.average.params)
-    moved = jax.tree.map(lambda after, before: np.abs(after - before).max(), merged.of(0)[0], start.params)
+    moved = jax.tree.map(
+        lambda after, before: np.abs(after - before).max(), merged.params_and_state(0)[0], start.params
+    )
     assert moved["hidden_0"]["lora_a"] > 5e-4 and not moved["hidden_0"]["kernel"]

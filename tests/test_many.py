@@ -56,7 +56,7 @@ def fitted(fits, **execution):
         SPEC, fits, DATA, [20, STEPS], execution=train.Execution(on_message=messages.append, **execution)
     ):
         for row, i in enumerate(state.fits):
-            params = jax.tree.map(np.array, state.of(row)[0])
+            params = jax.tree.map(np.array, state.params_and_state(row)[0])
             results[i] = (params, np.concatenate([results[i][1] if i in results else [], log.loss[row]]))
     return [results[i] for i in range(len(fits))], messages
 
@@ -224,7 +224,7 @@ def test_a_stop_and_resume_over_devices_gives_the_bits_of_no_stop():
     saved = jax.device_get(state)
     [(state, _)] = train.fit(SPEC, seeds(4), DATA, ends, [saved], execution)
     for row in range(4):
-        assert_same(jax.tree.map(np.array, state.of(row)[0]), whole[row][0])
+        assert_same(jax.tree.map(np.array, state.params_and_state(row)[0]), whole[row][0])
 
 
 @pytest.mark.devices(4)
@@ -249,7 +249,7 @@ def test_logits_over_devices_are_those_of_each_fit():
     padded = evaluate.padded(np.asarray(IMAGES))
     got = evaluate.logits_of(SPEC, seeds(4), states[0][0], padded, 60, train.Execution(DEVICES[:2]))()
     for row in range(4):
-        params = jax.tree.map(np.asarray, states[0][0].of(row)[0])
+        params = jax.tree.map(np.asarray, states[0][0].params_and_state(row)[0])
         np.testing.assert_allclose(got[row], models.apply(MODEL, params, IMAGES), rtol=1e-5, atol=1e-5)
 
 

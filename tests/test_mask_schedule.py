@@ -324,7 +324,7 @@ def test_the_peak_of_lisa_is_at_most_a_tenth_above_that_of_a_mask_that_stands_st
     for mask, moves in ((schedule.scope, schedule), (masks.under(params, on), None)):
         function, arguments = step_of(model, params, mask, moves, batch=16)
         compiled = jax.jit(function, donate_argnums=(0, 1)).lower(*arguments).compile()
-        peak = cost.of(compiled).peak_bytes
+        peak = cost.analyze(compiled).peak_bytes
         assert peak is not None
         peaks.append(peak)
     assert peaks[0] <= 1.1 * peaks[1], peaks

@@ -472,8 +472,8 @@ FIRST, SECOND, ALL = np.array([True, False]), np.array([False, True]), np.array(
     ],
 )
 def test_since_tells_the_phase_from_which_a_leaf_or_an_element_trains_without_a_gap(history, age):
-    [found] = masks.since(*({"leaf": m} for m in history)).values()
-    assert np.asarray(found).tolist() == age
+    [since] = masks.since(*({"leaf": m} for m in history)).values()
+    assert np.asarray(since).tolist() == age
 
 
 def test_since_keeps_the_tree_and_refuses_different_trees_and_no_mask():
@@ -556,9 +556,9 @@ PART = np.array([True, False])
     ],
 )
 def test_canonical_knows_four_kinds_of_leaf(leaf, expected):
-    found = masks.canonical({"w": np.ones(2)}, {"w": leaf})["w"]
-    assert type(found) is type(expected)
-    assert np.array_equal(found, expected) and np.asarray(found).dtype == np.asarray(expected).dtype
+    canonical = masks.canonical({"w": np.ones(2)}, {"w": leaf})["w"]
+    assert type(canonical) is type(expected)
+    assert np.array_equal(canonical, expected) and np.asarray(canonical).dtype == np.asarray(expected).dtype
 
 
 def test_a_mask_of_rates_is_linted_shown_written_and_told_apart(tmp_path):
@@ -675,7 +675,7 @@ MIXED = {
 @pytest.mark.parametrize(("params", "expected"), MIXED.values(), ids=MIXED)
 def test_running_statistics_never_train_by_whatever_name(params, expected):
     everything = masks.by_path(params, lambda path: True)
-    told = jax.tree.map(lambda leaf: True, params)
+    whole = jax.tree.map(lambda leaf: True, params)
     builders = {
         "by_path": everything,
         "by_glob": masks.by_glob(params, "**"),
@@ -683,13 +683,13 @@ def test_running_statistics_never_train_by_whatever_name(params, expected):
         "under": masks.under(params, list(dict.fromkeys(path.split("/")[0] for path in expected))),
         "top": masks.static(params, masks.top(jax.tree.map(np.ones_like, params), 1.0)),
         "kept": masks.kept(params, None),
-        "static": masks.static(params, told),
-        "rates": masks.static(params, masks.scale(told, 0.5)),
+        "static": masks.static(params, whole),
+        "rates": masks.static(params, masks.scale(whole, 0.5)),
     }
     for name, mask in builders.items():
         assert {path for path, m in leaves(mask).items() if m} == expected, name
-    assert set(paths.names(masks.split(params, told)[0])) == expected
-    state = optimizer.masked(optax.sgd(0.1, momentum=0.9), told).init(params)
+    assert set(paths.names(masks.split(params, whole)[0])) == expected
+    state = optimizer.masked(optax.sgd(0.1, momentum=0.9), whole).init(params)
     assert len(jax.tree.leaves(state)) == len(expected)
 
 
@@ -825,8 +825,8 @@ def test_masks_are_matched_by_path_through_boxes_and_other_containers():
     variables = jax.tree.map(nnx.Param, plain)
     boxed = jax.tree.map(lambda leaf: nn.Partitioned(leaf, ("x", "y")), plain)
     trees = [plain, flax.core.freeze(plain), variables, boxed, nnx.State(variables)]
-    for one in trees:
-        mask = masks.under(one, "head")
+    for tree in trees:
+        mask = masks.under(tree, "head")
         for other in trees:
             trained, frozen = masks.split(other, mask)
             assert masks.canonical(other, mask) == masks.under(other, "head")

@@ -28,9 +28,9 @@ def test_a_soup_is_the_mean_of_its_fits_and_says_of_which(finished, tmp_path, ca
     [line] = results(soup)
     ingredients = [fit for fit in lines if fit.strategy in ("full", "bias_only")]
     each = [parameters(folder, fit) for fit in ingredients]
-    found = parameters(soup, line)
-    assert found.keys() == each[0].keys() and len(each) == 4
-    for path, leaf in found.items():
+    merged_params = parameters(soup, line)
+    assert merged_params.keys() == each[0].keys() and len(each) == 4
+    for path, leaf in merged_params.items():
         np.testing.assert_allclose(leaf, np.mean([tree[path] for tree in each], axis=0), rtol=1e-6, err_msg=path)
         assert leaf.dtype == each[0][path].dtype
     predicted, labels = predictions.read(soup / line.predictions, line.predictions_sha256)
@@ -134,16 +134,16 @@ def test_a_greedy_soup_is_chosen_by_validation_alone_and_is_read_like_any_fit(ta
     _, rows = plan.draw_examples(settings.recipe, "all", task, plan.streams(settings, 0).draw)
     images, labels = task.train.inputs(rows), np.asarray(task.train.targets)[rows]
     order = sorted(trees, key=lambda name: -accuracy(trees[name], images, labels))
-    taken, best, found = [], 0.0, {}
+    taken, best, soup_params = [], 0.0, {}
     for name in order:
         mean = {path: np.mean([trees[each][path] for each in [*taken, name]], axis=0) for path in trees[name]}
         score = accuracy(mean, images, labels)
         if not taken or score >= best:
-            taken, best, found = [*taken, name], score, mean
+            taken, best, soup_params = [*taken, name], score, mean
     assert {entry["fit"] for entry in json.loads((soup / "soup.json").read_text())["fits"]} == set(taken)
     assert line.validation_accuracy == pytest.approx(best, abs=1.01 / len(rows))  # an image may lie on the border
     for path, leaf in parameters(soup, line).items():
-        np.testing.assert_allclose(leaf, found[path], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(leaf, soup_params[path], rtol=1e-5, atol=1e-6)
     Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "line.png")
     predict.main(["predict", "--checkpoint=soup", "--images=line.png", "--output=predicted.csv"])
     assert len(list(csv.DictReader((tmp_path / "predicted.csv").read_text().splitlines()))) == 1

@@ -133,20 +133,20 @@ def test_natural_losses_are_those_of_scikit_learn():
 def test_a_metric_of_other_targets_is_refused():
     values = task("values", np.zeros((4, 1), np.float32), 1)
     with pytest.raises(InputError, match="metric=macro_f1: it is of classes and labels, and the targets are values"):
-        objective.of(values, metric_names=["macro_f1"])
+        objective.for_task(values, metric_names=["macro_f1"])
     with pytest.raises(InputError, match="metric=maee: there is no such metric; nearest: 'mae'"):
-        objective.of(values, metric_names=["maee"])
+        objective.for_task(values, metric_names=["maee"])
 
 
 def test_the_primary_metric_has_a_score_an_item():
     classes = task("classes", np.array([0, 1, 1, 0], np.int32), 2)
     with pytest.raises(InputError, match=r"primary=macro_f1: .*a score an item"):
-        objective.of(classes, primary="macro_f1")
+        objective.for_task(classes, primary="macro_f1")
     with pytest.raises(InputError, match="primary=mae: it is of values, and the targets are classes"):
-        objective.of(classes, primary="mae")
+        objective.for_task(classes, primary="mae")
     values = task("values", np.zeros((4, 1), np.float32), 1)
-    found = objective.of(values, metric_names=["r_squared", "mae"], primary="mae")
-    assert [metric.name for metric in found.metrics] == ["mae", "r_squared"]
+    goal = objective.for_task(values, metric_names=["r_squared", "mae"], primary="mae")
+    assert [metric.name for metric in goal.metrics] == ["mae", "r_squared"]
 
 
 OWN = """
@@ -175,24 +175,24 @@ def test_a_file_gives_a_metric_or_a_function(tmp_path):
     file.write_text(OWN)
     values = task("values", np.arange(12, dtype=np.float32).reshape(4, 3), 3)
     names = [f"{file}:metric:power=2", str(file), f"{file}:relative", f"{file}:cheap"]
-    found = objective.of(values, metric_names=names).metrics
-    assert [metric.name for metric in found] == ["r_squared", "metric:power=2", "mine", "relative", "cheap"]
+    read_metrics = objective.for_task(values, metric_names=names).metrics
+    assert [metric.name for metric in read_metrics] == ["r_squared", "metric:power=2", "mine", "relative", "cheap"]
     outputs, targets = coarse(4, 3), values.train.targets
-    got = [metrics.value(metric, outputs, targets) for metric in found[1:]]
+    got = [metrics.value(metric, outputs, targets) for metric in read_metrics[1:]]
     error = np.abs(outputs - targets)
     expected = [(error**2).mean(), error.mean(), error.mean() / targets.mean(), outputs[:, 0].mean()]
     np.testing.assert_allclose(got, expected, **TOLERANCE)
-    assert found[4] == Metric("cheap", "euros", False, found[4].item)
-    assert objective.of(values, primary=f"{file}:cheap").metrics[0].name == "cheap"
+    assert read_metrics[4] == Metric("cheap", "euros", False, read_metrics[4].item)
+    assert objective.for_task(values, primary=f"{file}:cheap").metrics[0].name == "cheap"
     with pytest.raises(InputError, match="a score an item"):
-        objective.of(values, primary=f"{file}:relative")
+        objective.for_task(values, primary=f"{file}:relative")
     for name, words in (
         ("broken", r"gives float64\[3\] of 4 items"),
         ("fails", "fails: AttributeError"),
         ("both", "an `item` or a `whole`"),
     ):
         with pytest.raises(InputError, match=words):
-            objective.of(values, metric_names=[f"{file}:{name}"])
+            objective.for_task(values, metric_names=[f"{file}:{name}"])
 
 
 def test_class_weights_are_those_of_scikit_learn():
@@ -214,7 +214,7 @@ def test_the_metrics_of_the_page_are_metrics(tmp_path, monkeypatch):
     values = task("values", RNG.normal(size=(9, 2)).astype(np.float32), 2)
     [line] = re.findall(r"`--metric=(\S+) --primary=(\S+)`", text)
     [option] = re.findall(r"`--metric=(\S+quantile=0.5)`", text)
-    primary, worst, median = objective.of(values, metric_names=[line[0], option], primary=line[1]).metrics
+    primary, worst, median = objective.for_task(values, metric_names=[line[0], option], primary=line[1]).metrics
     outputs, targets = coarse(9, 2), values.test.targets
     got = [metrics.value(metric, outputs, targets) for metric in (primary, median)]
     expected = [mean_pinball_loss(targets, outputs, alpha=alpha) for alpha in (0.9, 0.5)]

@@ -256,8 +256,8 @@ SLOW = ("trains_nothing_every_other_step", "leaves_the_head_off", "has_more_on_t
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in PLANTED])
 def test_each_planted_schedule_is_red_at_its_line(name: str) -> None:
     strategy = getattr(schedules, name)
-    case = build_case(Method(strategy), {}, problems.of_model("mlp"))
-    check, passed = _lint(Method(strategy), {}, problems.of_model("mlp"))
+    case = build_case(Method(strategy), {}, problems.from_model("mlp"))
+    check, passed = _lint(Method(strategy), {}, problems.from_model("mlp"))
     lines = {check.name: check}
     if passed:
         lines |= {

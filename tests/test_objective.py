@@ -143,6 +143,9 @@ def test_gradients_and_fisher_information_are_of_the_loss_of_tokens():
     data, chosen = train.load(inputs, tokens), np.array([0, 1, 3, 5])
     examples = (model, objective.loss("softmax_cross_entropy", "tokens"), data, chosen)
     params = {"head": {"table": jnp.asarray(table)}}
-    got = [of(*examples)(params)["head"]["table"] for of in (gradients.mean_gradient, gradients.mean_squared_gradient)]
+    got = [
+        gradient(*examples)(params)["head"]["table"]
+        for gradient in (gradients.mean_gradient, gradients.mean_squared_gradient)
+    ]
     np.testing.assert_allclose(got[0], each[chosen].mean(0), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(got[1], (each[chosen] ** 2).mean(0), rtol=1e-4, atol=1e-6)

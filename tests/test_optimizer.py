@@ -286,13 +286,13 @@ def test_zeros_and_ones_of_any_type_mean_what_bools_mean():
         after, state = steps(tx, WIDE, gradient)
         seen.append([np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((after, state))])
     assert all(bits == seen[0] for bits in seen)
-    one, plain = (
+    numbers, plain = (
         optimizer.masked(optax.adam(0.1), {"w": m}).update(
             gradient, optimizer.masked(optax.adam(0.1), {"w": m}).init(WIDE)
         )[0]["w"]
         for m in (np.ones((4, 2)), True)
     )
-    assert np.asarray(one).tobytes() == np.asarray(plain).tobytes()
+    assert np.asarray(numbers).tobytes() == np.asarray(plain).tobytes()
 
 
 @pytest.mark.parametrize("value", [np.nan, -1.0, np.inf])
@@ -587,7 +587,7 @@ def test_line_searches_are_given_the_whole_tree_and_search_the_trained_part(tx, 
         ).sum()
 
     params, masked = TREE, optimizer.masked(tx, HEAD)
-    alone, state, own = {"kernel": TREE["head"]["kernel"]}, masked.init(TREE), tx.init(TREE["head"])
+    alone, state, alone_state = {"kernel": TREE["head"]["kernel"]}, masked.init(TREE), tx.init(TREE["head"])
     for _ in range(4):
         value, gradient = jax.value_and_grad(loss)(params)
         part = masks.split(gradient, HEAD)[0] if holes else gradient
@@ -595,7 +595,7 @@ def test_line_searches_are_given_the_whole_tree_and_search_the_trained_part(tx, 
         params = optimizer.apply(params, updates, HEAD)
         of_head = lambda head: loss({**TREE, "head": head})  # noqa: E731
         value, gradient = jax.value_and_grad(of_head)(alone)
-        updates, own = tx.update(gradient, own, alone, value=value, grad=gradient, value_fn=of_head)
+        updates, alone_state = tx.update(gradient, alone_state, alone, value=value, grad=gradient, value_fn=of_head)
         alone = optax.apply_updates(alone, updates)
     np.testing.assert_allclose(params["head"]["kernel"], alone["kernel"], rtol=1e-6)
     assert loss(params) < loss(TREE)

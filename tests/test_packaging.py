@@ -44,8 +44,8 @@ def built(checkout, tmp_path_factory):
 def test_the_sdist_is_the_checkout(built, checkout):
     with tarfile.open(built[0]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames() if archive.getmember(name).isfile()}
-    made = {name for name in names if name.startswith("tljax.egg-info/")} | {"PKG-INFO", "setup.cfg"}
-    assert names - made == checkout
+    generated = {name for name in names if name.startswith("tljax.egg-info/")} | {"PKG-INFO", "setup.cfg"}
+    assert names - generated == checkout
 
 
 def test_the_wheel_holds_what_runs_and_nothing_else(built, checkout):

@@ -188,13 +188,13 @@ def test_a_penalty_that_needs_fisher_information_gets_it_or_is_refused_by_name(m
 
 @pytest.mark.slow
 def test_transfer_refuses_and_trains_by_what_a_penalty_needs(tasks, tmp_path, mine, capsys):
-    given = {"seeds": (0,), "strategies": ("full",), "epochs": 1}
-    text = refused(command(tasks, tmp_path, **given, penalty=f"{mine}:towards:weight=0.1"), capsys)
+    values = {"seeds": (0,), "strategies": ("full",), "epochs": 1}
+    text = refused(command(tasks, tmp_path, **values, penalty=f"{mine}:towards:weight=0.1"), capsys)
     assert "mine holds a fit to what another's Fisher information says" in text
-    text = refused(command(tasks, tmp_path, **given, penalty=f"{mine}:towards:weight=0.1", source_penalty=""), capsys)
+    text = refused(command(tasks, tmp_path, **values, penalty=f"{mine}:towards:weight=0.1", source_penalty=""), capsys)
     assert "--penalty=mine needs the source's Fisher information: train the source with --save_fisher" in text
     penalty = f"{mine}:penalty:weight=0.01,{mine}:drift:weight=0.01,{mine}:towards:weight=0.1"
-    flags = arguments(tasks, tmp_path / "r", **given, penalty=penalty, source_penalty="", save_fisher=True)
+    flags = arguments(tasks, tmp_path / "r", **values, penalty=penalty, source_penalty="", save_fisher=True)
     lines = transfer.run(**flags)
     assert set(lines[-1].penalties) == {"0_mine", "1_mine", "2_mine"} and all(lines[-1].penalties.values())
     names = {line.name for line in lines}
@@ -215,8 +215,8 @@ def test_transfer_refuses_and_trains_by_what_a_penalty_needs(tasks, tmp_path, mi
     ],
 )
 def test_a_penalty_of_ones_own_that_cannot_be_is_refused_before_training(text, message, tasks, tmp_path, mine, capsys):
-    given = {"seeds": (0,), "strategies": ("full",)}
-    assert re.search(message, refused(command(tasks, tmp_path, **given, penalty=f"{mine}:{text}"), capsys))
+    flags = {"seeds": (0,), "strategies": ("full",)}
+    assert re.search(message, refused(command(tasks, tmp_path, **flags, penalty=f"{mine}:{text}"), capsys))
     assert not (tmp_path / "w" / "checkpoints").exists()
 
 

@@ -98,7 +98,9 @@ def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
         spec, fit = a_fit(model=model, steps=9)
         phases = ((0, masks.under(fit.params, "head")), (4, masks.by_path(fit.params, lambda path: True)))
         costs = []
-        execution = train.Execution(cache=train.FeatureCache(10**6), on_compiled=lambda fits, of: costs.append(of))
+        execution = train.Execution(
+            cache=train.FeatureCache(10**6), on_compiled=lambda fits, program_cost: costs.append(program_cost)
+        )
         with monkeypatch.context() as patch:
             if not ask:
                 patch.setattr(train.vectorize, "executable", lambda *arguments, **options: None)
@@ -108,9 +110,9 @@ def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
         return sum("backend_compile" in name for name in compiled), costs, (spec, fit, phases)
 
     compilations(True, 31)  # what any fit compiles once
-    asked, costs, (spec, fit, phases) = compilations(True, 33)
+    compilations_when_asked, costs, (spec, fit, phases) = compilations(True, 33)
     silent, nothing, _ = compilations(False, 34)
-    assert asked == silent > 1
+    assert compilations_when_asked == silent > 1
     assert nothing == [train.Cost(None, None)] * 2
     fit = fit._replace(phases=phases)
     history = [mask for _, mask in phases]
@@ -122,7 +124,7 @@ def test_a_fit_asks_what_it_compiled_and_compiles_nothing_for_it(monkeypatch):
 def test_where_a_backend_does_not_say_what_a_program_takes_nothing_is_known():
     for flops in ({"flops": 0.0}, {"flops": -1.0}, {}, None):
         program = SimpleNamespace(cost_analysis=lambda flops=flops: flops, memory_analysis=lambda: None)
-        assert cost.of(program) == cost.of(None) == train.Cost(None, None)
+        assert cost.analyze(program) == cost.analyze(None) == train.Cost(None, None)
 
 
 def test_peak_memory_is_in_the_dry_run_the_report_and_the_results_and_cannot_be_changed(tasks, tmp_path, capsys):
@@ -193,10 +195,10 @@ def test_microbatches_give_what_the_whole_batch_gives(axes):
             trained(replace(spec, microbatch=size), fit, execution, examples=examples) for size in (0, 4)
         )
         assert jax.tree.leaves(whole.params)[0].dtype == np.float64
-        for one, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
-            np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
-        for one, other in zip(jax.tree.leaves(log), jax.tree.leaves(log_of_parts), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-6)
+        for value, other in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+            np.testing.assert_allclose(value, other, rtol=0, atol=1e-6)
+        for value, other in zip(jax.tree.leaves(log), jax.tree.leaves(log_of_parts), strict=True):
+            np.testing.assert_allclose(value, other, rtol=1e-6)
         assert np.abs(params["head"]["kernel"] - whole.params["head"]["kernel"][0]).max() > 1e-2
 
 
@@ -273,9 +275,9 @@ def test_a_perceptron_in_bfloat16_is_that_of_rounded_numbers():
     model, x = built(compute_dtype="bfloat16"), np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     params = models.init(model, jax.random.key(0), (5,))
     drawn = models.init(built(), jax.random.key(0), (5,))
-    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(drawn), strict=True):
-        assert one.dtype == jnp.float32
-        np.testing.assert_array_equal(one, other)
+    for value, other in zip(jax.tree.leaves(params), jax.tree.leaves(drawn), strict=True):
+        assert value.dtype == jnp.float32
+        np.testing.assert_array_equal(value, other)
     params = jax.tree.map(lambda leaf: leaf + 0.1, params)
     hidden = rounded(rounded(x) @ rounded(params["hidden_0"]["kernel"]))
     hidden = np.maximum(rounded(hidden + rounded(params["hidden_0"]["bias"])), 0)
@@ -328,8 +330,8 @@ def test_products_have_the_precision_forwards_and_backwards(precision):
     params = models.init(built(), jax.random.key(0), (5,))
     wanted = getattr(jax.lax.Precision, precision.upper())
     for model, expected in ((built(matmul_precision=precision), wanted), (built(), None)):
-        found = [given for _, given in products(program_of_gradient(model, params, x).jaxpr)]
-        assert len(found) == 5 and set(found) <= {expected, (expected, expected)}
+        precisions = [each for _, each in products(program_of_gradient(model, params, x).jaxpr)]
+        assert len(precisions) == 5 and set(precisions) <= {expected, (expected, expected)}
     np.testing.assert_allclose(
         models.apply(built(matmul_precision=precision), params, x), models.apply(built(), params, x)
     )
@@ -408,9 +410,9 @@ def test_a_stage_that_is_computed_again_gives_the_same_in_less_memory(tmp_path):
         outputs = lambda params: models.apply(model, params, jnp.ones((3, 5)), key=key)  # noqa: E731
         return jax.jit(jax.grad(lambda params: jnp.square(outputs(params)).sum()))(params)
 
-    for one, other in zip(*map(jax.tree.leaves, map(gradient, several)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
-        assert np.abs(one).max() > 0
+    for value, other in zip(*map(jax.tree.leaves, map(gradient, several)), strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-5, atol=1e-6)
+        assert np.abs(value).max() > 0
     x = jnp.ones((2000, 5))
 
     def bytes_kept(model):

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 CLASSES = ["shirt", "coat", "bag"]
 
 
-def line(program, **given):
-    return [program, *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+def line(program, **values):
+    return [program, *(f"--{name}={value}" for name, value in values.items() if value is not None)]
 
 
 def predicted(folder, place, pictures, fit=None):
@@ -61,12 +61,12 @@ def lora(tasks, finished, tmp_path_factory):
 
 
 def test_probabilities_are_the_softmax_of_the_network(finished, tasks, tmp_path):
-    of = finished[1][0]
-    flat = {path: leaf.astype(float) for path, leaf in parameters(finished[0], of).items()}
+    fit = finished[1][0]
+    flat = {path: leaf.astype(float) for path, leaf in parameters(finished[0], fit).items()}
     pixels = data.load(str(tasks / "clothes.npz")).test.arrays.reshape(40, -1) / 255
     hidden = np.maximum(pixels @ flat["hidden_0/kernel"] + flat["hidden_0/bias"], 0)
     expected = softmax(hidden @ flat["head/kernel"] + flat["head/bias"], axis=1)
-    table = predicted(tmp_path, finished[0], tasks / "clothes.npz", of.name)
+    table = predicted(tmp_path, finished[0], tasks / "clothes.npz", fit.name)
     np.testing.assert_allclose(numbers(table), expected, atol=1e-6)
     np.testing.assert_allclose(numbers(table).sum(1), 1, atol=1e-8)
     assert table["image"] == [str(row) for row in range(40)]
@@ -75,10 +75,10 @@ def test_probabilities_are_the_softmax_of_the_network(finished, tasks, tmp_path)
 
 def test_the_accuracy_is_that_of_the_results(finished, tasks, tmp_path):
     labels = data.load(str(tasks / "clothes.npz")).test.targets
-    for of in finished[1][::3]:
-        table = predicted(tmp_path, finished[0] / of.checkpoint, tasks / "clothes.npz", of.name)
+    for fit in finished[1][::3]:
+        table = predicted(tmp_path, finished[0] / fit.checkpoint, tasks / "clothes.npz", fit.name)
         assert np.mean([name == CLASSES[label] for name, label in zip(table["predicted"], labels, strict=True)]) == (
-            of.test_accuracy
+            fit.test_accuracy
         )
 
 
@@ -96,19 +96,19 @@ def test_floats_beyond_0_to_1_are_said(finished, tasks, tmp_path, capsys):
 
 
 def test_pictures_are_brought_to_the_shape_of_the_model_and_sorted(finished, tasks, tmp_path):
-    name, given = finished[1][0].name, data.load(str(tasks / "clothes.npz")).test.arrays
+    name, arrays = finished[1][0].name, data.load(str(tasks / "clothes.npz")).test.arrays
     folder = tmp_path / "pictures"
     (folder / "b").mkdir(parents=True)
     (folder / ".hidden").mkdir()
     large = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
-    for place, pixels in (("b/0.png", given[0, ..., 0]), ("c.PNG", given[1, ..., 0]), ("a.png", large)):
+    for place, pixels in (("b/0.png", arrays[0, ..., 0]), ("c.PNG", arrays[1, ..., 0]), ("a.png", large)):
         Image.fromarray(pixels).save(folder / place)
     shutil.copy(folder / "a.png", folder / ".hidden" / "a.png")
     (folder / "notes.txt").write_text("no picture")
     os.rename(folder / "c.PNG", os.fsencode(folder) + b"/c\xff.PNG")
     table = predicted(tmp_path, finished[0], folder, name)
     assert table["image"] == ["a.png", "b/0.png", os.fsdecode(b"c\xff.PNG")]
-    np.savez(tmp_path / "same.npz", images=np.concatenate([images.to_shape(large[None], (6, 6, 1)), given[:2]]))
+    np.savez(tmp_path / "same.npz", images=np.concatenate([images.to_shape(large[None], (6, 6, 1)), arrays[:2]]))
     np.testing.assert_array_equal(
         numbers(table), numbers(predicted(tmp_path, finished[0], tmp_path / "same.npz", name))
     )
@@ -126,8 +126,8 @@ def test_files_that_are_left_out_are_said(finished, tasks, tmp_path, capsys):
     (folder / "more").symlink_to(tasks)
     (folder / ".DS_Store").write_text("")
     assert predicted(tmp_path, finished[0], folder, name)["image"] == ["a.png", "sub/b.PNG"]
-    told = "6 files are no .png, .jpg or .jpeg and were left out: 'broken.png', 'c.webp', 'd.bmp', 'f.gif', 'more', 'su"
-    assert told in capsys.readouterr().out
+    note = "6 files are no .png, .jpg or .jpeg and were left out: 'broken.png', 'c.webp', 'd.bmp', 'f.gif', 'more', 'su"
+    assert note in capsys.readouterr().out
     for place in ("c.webp", "d.bmp", "broken.png", "more", "sub/e.tif"):
         (folder / place).unlink()
     predicted(tmp_path, finished[0], folder, name)
@@ -149,13 +149,13 @@ def test_a_name_that_is_no_text_is_printed_all_the_same(monkeypatch, tmp_path):
 def test_no_class_takes_the_place_of_a_column_and_no_cell_is_a_formula():
     classes = ["=1+1", "image", "predicted", 'é,"q"', "", "p(image)", "-cat"]
     names = ["=cmd|' /C calc'!A0.png", "@x.png", "-1", "b\n.png"]
-    given = np.eye(7)[[0, 6, 1, 3]] * 0.5 + 1e-5
-    table = list(csv.DictReader(predict.table(names, classes, given).splitlines(keepends=True)))
+    probabilities = np.eye(7)[[0, 6, 1, 3]] * 0.5 + 1e-5
+    table = list(csv.DictReader(predict.table(names, classes, probabilities).splitlines(keepends=True)))
     columns = ["p(=1+1)", "p(image)", "p(predicted)", 'p(é,"q")', "p()", "p(p(image))", "p(-cat)"]
     assert list(table[0]) == ["image", "predicted", *columns]
     assert [row["image"] for row in table] == ["'=cmd|' /C calc'!A0.png", "'@x.png", "-1", "b\n.png"]
     assert [row["predicted"] for row in table] == ["'=1+1", "'-cat", "image", 'é,"q"']
-    np.testing.assert_allclose([[float(row[column]) for column in columns] for row in table], given)
+    np.testing.assert_allclose([[float(row[column]) for column in columns] for row in table], probabilities)
     with pytest.raises(InputError, match="a class name occurs twice in 'a', 'b', 'a': give each class its own name"):
         predict.table(["x"], ["a", "b", "a"], np.full((1, 3), 1 / 3))
 
@@ -166,8 +166,8 @@ def test_weights_from_elsewhere_predict_what_pytorch_said(tmp_path):
         expected = softmax(known["logits"].astype(float), axis=1)
     for suffix in ("", ".json"):
         shutil.copy(f"{FILE}{suffix}", f"{tmp_path / FILE.name}{suffix}")
-    given = line("predict", checkpoint=tmp_path / FILE.name, images=tmp_path / "images.npz", output=tmp_path / "p.csv")
-    predict.main([*given, "--hidden=16"])
+    argv = line("predict", checkpoint=tmp_path / FILE.name, images=tmp_path / "images.npz", output=tmp_path / "p.csv")
+    predict.main([*argv, "--hidden=16"])
     np.testing.assert_allclose(np.loadtxt(tmp_path / "p.csv", delimiter=",", skiprows=1)[:, 2:], expected, atol=1e-6)
 
 
@@ -178,20 +178,20 @@ def test_weights_that_overflow_are_said_to_be_at_fault(tmp_path):
     shutil.copy(f"{FILE}.json", f"{tmp_path / FILE.name}.json")
     with np.load(FOLDER / "logits.npz") as known:
         np.savez(tmp_path / "images.npz", images=known["images"])
-    given = line("predict", checkpoint=tmp_path / FILE.name, images=tmp_path / "images.npz", output=tmp_path / "p.csv")
+    argv = line("predict", checkpoint=tmp_path / FILE.name, images=tmp_path / "images.npz", output=tmp_path / "p.csv")
     with pytest.raises(InputError, match=r"image 0 gives logits .*: the weights are too large, '.*bias' up to 3e\+38"):
-        predict.main([*given, "--hidden=16"])
+        predict.main([*argv, "--hidden=16"])
 
 
 @pytest.mark.slow
 def test_what_a_strategy_added_is_merged(lora, tasks, tmp_path):
-    folder, of = lora
-    with np.load(folder / of.predictions) as known:
+    folder, fit = lora
+    with np.load(folder / fit.predictions) as known:
         expected = known["probabilities"]
-    by_run = predicted(tmp_path, folder, tasks / "clothes.npz", of.name)
+    by_run = predicted(tmp_path, folder, tasks / "clothes.npz", fit.name)
     np.testing.assert_allclose(numbers(by_run), expected, atol=1e-6)
-    assert by_run == predicted(tmp_path, folder / of.checkpoint, tasks / "clothes.npz")
-    adapted, flat = parameters(folder, of), load_file(exported(tmp_path, folder, of.name))
+    assert by_run == predicted(tmp_path, folder / fit.checkpoint, tasks / "clothes.npz")
+    adapted, flat = parameters(folder, fit), load_file(exported(tmp_path, folder, fit.name))
     change = 4 * adapted["hidden_0/lora_a"] @ adapted["hidden_0/lora_b"]
     assert np.abs(change).max() > 0.01 and flat.keys() == {
         f"{s}/{leaf}" for s in ("hidden_0", "head") for leaf in KINDS
@@ -203,29 +203,29 @@ KINDS = ("kernel", "bias")
 
 
 def test_an_export_is_the_fit_to_the_byte(finished, tasks, tmp_path):
-    folder, of = finished[0], finished[1][3]
-    file, expected = exported(tmp_path, folder, of.name), parameters(folder, of)
+    folder, fit = finished[0], finished[1][3]
+    file, expected = exported(tmp_path, folder, fit.name), parameters(folder, fit)
     there = load_file(file)
     assert {path: leaf.tobytes() for path, leaf in there.items()} == {p: leaf.tobytes() for p, leaf in expected.items()}
     card = json.loads((tmp_path / "out.safetensors.json").read_text())
-    assert card["accuracy"] == of.test_accuracy and card["classes"] == CLASSES and card["steps"] == of.steps
+    assert card["accuracy"] == fit.test_accuracy and card["classes"] == CLASSES and card["steps"] == fit.steps
     assert predicted(tmp_path, file, tasks / "clothes.npz") == (
-        predicted(tmp_path, folder, tasks / "clothes.npz", of.name)
+        predicted(tmp_path, folder, tasks / "clothes.npz", fit.name)
     )
 
 
 @pytest.mark.slow
 def test_an_export_is_the_same_source_as_its_checkpoint(lora, tasks, tmp_path):
     """Of a fit with merged factors."""
-    folder, of = lora
-    file = exported(tmp_path, folder, of.name)
+    folder, fit = lora
+    file = exported(tmp_path, folder, fit.name)
     flags = {"source": None, "target": str(tasks / "same.npz"), "seeds": (0,), "strategies": ("head_only",)}
     transfer.run(**arguments(tasks, tmp_path / "w", **flags, source_checkpoint=str(file)))
     [probe] = [line for line in results(tmp_path / "w") if line.strategy == "head_only"]
-    assert probe.source_accuracy == of.test_accuracy
+    assert probe.source_accuracy == fit.test_accuracy
     [by_checkpoint, by_file] = (
         checkpoint.flatten(sources.load(sources.settings_of({}, str(place))).params)
-        for place in (folder / of.checkpoint, file)
+        for place in (folder / fit.checkpoint, file)
     )
     assert by_checkpoint.keys() == by_file.keys()
     for path, leaf in by_checkpoint.items():
@@ -236,7 +236,7 @@ def test_an_export_is_the_same_source_as_its_checkpoint(lora, tasks, tmp_path):
 
 def spoilt(tmp_path, finished, what):
     """(checkpoint, fit, images) of a case."""
-    folder, of = finished[0], finished[1][0]
+    folder, result = finished[0], finished[1][0]
     place = tmp_path / "i.npz"
     pixels = np.zeros((2, 6, 6), np.uint8)
     arrays = {
@@ -267,10 +267,10 @@ def spoilt(tmp_path, finished, what):
             place.write_text("a")
     if what == "cut":
         place.write_bytes(place.read_bytes()[:-40])
-    fit = {"several": None, "no such fit": of.name.replace("scratch", "scrtch")}.get(what, of.name)
+    fit = {"several": None, "no such fit": result.name.replace("scratch", "scrtch")}.get(what, result.name)
     if what == "no images at all":
         place = tmp_path / "nothing"
-    return folder / {"several": of.checkpoint, "no checkpoint": "masks"}.get(what, ""), fit, place
+    return folder / {"several": result.checkpoint, "no checkpoint": "masks"}.get(what, ""), fit, place
 
 
 BAD = {
@@ -324,9 +324,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(what, finished, tmp_path):
 
 def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_path):
     flags = {"source": None, "strategies": ("scratch",), "seeds": (0,), "learning_rate": 1e30}
-    [of] = transfer.run(**arguments(tasks, tmp_path / "w", **flags))
-    for place in (tmp_path / "w", tmp_path / "w" / of.checkpoint):
-        with pytest.raises(InputError, match=rf"fit '{of.name}' of .* diverged"):
+    [result] = transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+    for place in (tmp_path / "w", tmp_path / "w" / result.checkpoint):
+        with pytest.raises(InputError, match=rf"fit '{result.name}' of .* diverged"):
             exported(tmp_path, place)
     shutil.copy(FILE, tmp_path / "w.safetensors")
     (tmp_path / "w.safetensors.json").write_text('{"task": "mnist", "shape": [28, 28, 1]}')
@@ -337,10 +337,10 @@ def test_a_fit_that_diverged_or_says_too_little_is_refused(tasks, finished, tmp_
     with pytest.raises(
         InputError, match=r"is of another model \(--hidden=\[8\] there, \[9\] here\): give --hidden=8$"
     ) as refused:
-        asked = export.ExportFlags(
+        options = export.ExportFlags(
             checkpoint=str(finished[0]), fit=finished[1][0].name, output=str(tmp_path / "o.safetensors")
         )
-        export.run({"hidden": (9,)}, asked)
+        export.run({"hidden": (9,)}, options)
     assert str(refused.value).startswith("--checkpoint=")
     with pytest.raises(InputError, match="--checkpoint is not given"):
         exported(tmp_path, None)
@@ -401,8 +401,8 @@ def of_a_file(tasks, tmp_path_factory):
 
 
 def transferred(tasks, folder, source, model):
-    given = arguments(tasks, folder / "t", source=None, source_checkpoint=str(source), strategies=("full",), steps=5)
-    return transfer.run(**{**given, "model": f"{model}:model", "seeds": (0,)})
+    flags = arguments(tasks, folder / "t", source=None, source_checkpoint=str(source), strategies=("full",), steps=5)
+    return transfer.run(**{**flags, "model": f"{model}:model", "seeds": (0,)})
 
 
 @pytest.mark.slow
@@ -412,9 +412,9 @@ def test_a_comment_in_the_file_of_a_model_is_said_and_not_refused(of_a_file, tas
     edited.parent.mkdir()
     edited.write_text("# A comment.\n" + MODEL)
     assert transferred(tasks, tmp_path, source, edited)
-    told = capsys.readouterr().out
-    assert f"--hidden is 8 here and was 512, --model is {edited}:model here and was " in told
-    assert "the paths and shapes of its parameters are the same, so it is used" in told
+    output = capsys.readouterr().out
+    assert f"--hidden is 8 here and was 512, --model is {edited}:model here and was " in output
+    assert "the paths and shapes of its parameters are the same, so it is used" in output
     place = tmp_path / "p.csv"
     pictures = tasks / "digits.npz"
     predict.main(line("predict", checkpoint=source, images=pictures, output=place, model=f"{edited}:model"))
@@ -444,6 +444,6 @@ def test_weights_can_be_got_out_when_the_file_of_the_model_is_gone(of_a_file, tm
         flat = load_file(exported(tmp_path, source))
     finally:
         (tmp_path / "kept.py").rename(file)
-    [of] = results(source)
-    expected = parameters(source, of)
+    [source_fit] = results(source)
+    expected = parameters(source, source_fit)
     assert flat.keys() == expected.keys() and all((flat[name] == expected[name]).all() for name in flat)

@@ -39,8 +39,8 @@ def started(flags, count=2, program="transfer"):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", "--distributed", "--heartbeat=10"]
-    call = [sys.executable, "-u", "-m", f"experiments.{program}", *flags, *own, "--devices=4"]
+    cluster_flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", "--distributed", "--heartbeat=10"]
+    call = [sys.executable, "-u", "-m", f"experiments.{program}", *flags, *cluster_flags, "--devices=4"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
     return [subprocess.Popen([*call, f"--process_id={i}"], **pipes) for i in range(count)]
 
@@ -48,11 +48,11 @@ def started(flags, count=2, program="transfer"):
 def ended(running, seconds=300):
     """(exit code, what it printed, what it complained of) of each."""
     try:
-        said = [process.communicate(timeout=seconds) for process in running]
+        streams = [process.communicate(timeout=seconds) for process in running]
     finally:
         for process in running:
             process.kill()
-    return [(process.returncode, *text) for process, text in zip(running, said, strict=True)]
+    return [(process.returncode, *text) for process, text in zip(running, streams, strict=True)]
 
 
 @pytest.mark.slow
@@ -150,12 +150,12 @@ def test_what_some_devices_saved_others_finish(first, then, undisturbed, tasks, 
     assert list((tmp_path / "w" / "progress").glob("*/0000000*"))
     capsys.readouterr()
     if then == "two processes":
-        [(code, said, _), (other, _, _)] = ended(started(command(tasks, tmp_path, **flags)))
+        [(code, output, _), (other, _, _)] = ended(started(command(tasks, tmp_path, **flags)))
         assert code == other == 0
     else:
         transfer.run(**arguments(tasks, tmp_path / "w", **flags, **ON[then]))
-        said = capsys.readouterr().out
-    assert "goes on from step" in said
+        output = capsys.readouterr().out
+    assert "goes on from step" in output
     [line] = directory.results(tmp_path / "w")
     for path, leaf in undisturbed.items():
         np.testing.assert_allclose(parameters(tmp_path / "w", line)[path], leaf, rtol=1e-3, atol=1e-4)
@@ -173,8 +173,8 @@ def test_what_the_first_process_refuses_ends_the_others(tasks, tmp_path):
 
 
 def range_flags(tasks, folder, *more, **flags):
-    given = {"strategies": ("head_only",), "seeds": (0,), "steps": 20, "epochs": None} | flags
-    return [*command(tasks, folder, **given), "--lr_range_test", *more]
+    values = {"strategies": ("head_only",), "seeds": (0,), "steps": 20, "epochs": None} | flags
+    return [*command(tasks, folder, **values), "--lr_range_test", *more]
 
 
 @pytest.mark.slow
@@ -187,8 +187,8 @@ def test_a_range_test_on_two_processes_says_what_one_says(tasks, tmp_path, capsy
     assert there[1][1].count("\n") == there[1][1].count("[Gloo]")
     search.main(["search", *range_flags(tasks, tmp_path / "one", devices=1)])
     here = capsys.readouterr().out
-    [two, one] = (re.search(r"suggested: --learning_rate=(\S+),", said)[1] for said in (there[0][1], here))
-    assert float(two) == pytest.approx(float(one), rel=1e-2)
+    [two, alone] = (re.search(r"suggested: --learning_rate=(\S+),", output)[1] for output in (there[0][1], here))
+    assert float(two) == pytest.approx(float(alone), rel=1e-2)
     for folder in (tmp_path / "two" / "w", tmp_path / "one" / "w"):
         assert (folder / "lr_range_test.html").is_file() and not (folder / ".lock").read_text(encoding="utf-8")
         assert not (folder / "study.journal").exists()
@@ -214,12 +214,12 @@ def test_a_range_test_on_two_processes_is_refused_a_run_directory_that_is_in_use
 def test_a_search_on_two_processes_is_refused_by_both_at_once_and_its_advice_works(tasks, tmp_path):
     """Processes of a search share a storage, each in a run directory of its own: no one waits for another."""
     space = ["--space=learning_rate:log:1e-3:1", "--trials=4", "--group=1"]
-    given = {"strategies": ("head_only",), "seeds": (0,), "epochs": None, "steps": 20}
+    values = {"strategies": ("head_only",), "seeds": (0,), "epochs": None, "steps": 20}
     began = time.monotonic()
-    refused = ended(started([*command(tasks, tmp_path, **given), *space], program="search"), seconds=120)
+    refused = ended(started([*command(tasks, tmp_path, **values), *space], program="search"), seconds=120)
     assert time.monotonic() - began < 60
-    for code, said, complaint in refused:
-        assert code == 1 and "Traceback" not in complaint and said == ""
+    for code, output, complaint in refused:
+        assert code == 1 and "Traceback" not in complaint and output == ""
         assert complaint.startswith("error: --distributed: processes of a search") and complaint.count("\n") == 1
     assert not (tmp_path / "w").exists()
     call = [
@@ -231,10 +231,10 @@ def test_a_search_on_two_processes_is_refused_by_both_at_once_and_its_advice_wor
         "--devices=1",
     ]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
-    flags = [command(tasks, tmp_path, **given, workdir=tmp_path / name) for name in ("a", "b")]
-    done = ended([subprocess.Popen([*call, *own], **pipes) for own in flags])
+    flags = [command(tasks, tmp_path, **values, workdir=tmp_path / name) for name in ("a", "b")]
+    done = ended([subprocess.Popen([*call, *process_flags], **pipes) for process_flags in flags])
     assert [code for code, _, _ in done] == [0, 0], done
-    assert all("tuned against tuned" in said for _, said, _ in done)
+    assert all("tuned against tuned" in output for _, output, _ in done)
     best = [(tmp_path / name / "best.flags").read_text(encoding="utf-8") for name in ("a", "b")]
     rates = [re.search(r"(?m)^--learning_rate=(.*)$", text)[1] for text in best]
     assert rates[0] == rates[1]
@@ -280,8 +280,10 @@ def test_flags_that_cannot_be_are_one_line(flags, message):
 
 def test_processes_are_not_of_the_run():
     """Nothing of them in the flags that reproduce it."""
-    made = Settings.from_flags(distributed=True, coordinator="here:1", num_processes=2, process_id=1, mesh=("data:8",))
-    text = "\n".join(made.flagfile_lines())
+    cluster_settings = Settings.from_flags(
+        distributed=True, coordinator="here:1", num_processes=2, process_id=1, mesh=("data:8",)
+    )
+    text = "\n".join(cluster_settings.flagfile_lines())
     assert not any(name in text for name in settings._LOCAL) and "--mesh=data:8" in text
 
 
@@ -302,5 +304,5 @@ def test_the_commands_for_clusters_have_flags_that_there_are(file):
     [call] = re.findall(r"python -m experiments\.transfer ([^\n]*)", text)
     flags = [re.sub(r"\$\{?\w+\}?", "x", flag) for flag in shlex.split(call)]
     flags = [flag.replace("--flagfile=", f"--flagfile={ROOT}/") for flag in flags]
-    given = parse_flags(["transfer", *flags])
-    assert given["distributed"] and Settings.from_flags(**given).workdir
+    values = parse_flags(["transfer", *flags])
+    assert values["distributed"] and Settings.from_flags(**values).workdir

@@ -45,7 +45,7 @@ def write_task(file: Path, seed: int, classes: int, names: list[str] | None = No
 
 
 def arguments(tasks, workdir, **flags):
-    given = {
+    values = {
         "source": str(tasks / "digits.npz"),
         "target": str(tasks / "clothes.npz"),
         "hidden": (8,),
@@ -56,13 +56,13 @@ def arguments(tasks, workdir, **flags):
         "strategies": ("scratch", "full", "head_only", "bias_only"),
         "workdir": workdir and str(workdir),
     }
-    return {name: value for name, value in (given | flags).items() if value is not None}
+    return {name: value for name, value in (values | flags).items() if value is not None}
 
 
 def command(tasks, folder, **flags):
     """The same as a command line."""
-    given = arguments(tasks, **{"workdir": folder / "w", **flags})
-    return [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items()]
+    values = arguments(tasks, **{"workdir": folder / "w", **flags})
+    return [f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in values.items()]
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -332,8 +332,8 @@ def test_a_run_that_was_killed_before_its_results_goes_on(tasks, finished, tmp_p
 
 
 def test_a_second_process_in_one_workdir_is_refused(tasks, tmp_path):
-    made = Settings.from_flags(**arguments(tasks, tmp_path / "w"))
-    with directory.opened(made, "transfer"), pytest.raises(InputError, match="is in use by process"):
+    settings = Settings.from_flags(**arguments(tasks, tmp_path / "w"))
+    with directory.opened(settings, "transfer"), pytest.raises(InputError, match="is in use by process"):
         transfer.run(**arguments(tasks, tmp_path / "w"))
 
 
@@ -359,16 +359,19 @@ def test_phases_begin_where_it_is_printed_and_both_masks_are_kept(tasks, tmp_pat
 def test_phases_begin_at_their_fraction_whatever_points_the_curves_have(tasks, tmp_path):
     """0.25 of 40 steps is step 10, a point of four but not of ten; the curves have their own points."""
     flags = {"strategies": ("lp_ft:start=0.25",), "seeds": (0,), "steps": 40, "optimizer": "adam"}
-    of = {}
+    params_by_points = {}
     for points in (4, 10):
         run = tmp_path / str(points)
         line = transfer.run(**arguments(tasks, run, **flags, points=points))[1]
         assert line.phase_steps == [0, 10]
-        of[points] = parameters(run, line), metrics.curves(run, line.name)
-    assert all((of[4][0][path] == leaf).all() for path, leaf in of[10][0].items())
-    assert of[10][1]["step"].tolist() == [4 * (i + 1) for i in range(10)]
-    assert of[4][1]["step"].tolist() == [10, 20, 30, 40]
-    shared = [of[points][1]["accuracy"][of[points][1]["step"].tolist().index(20)] for points in (4, 10)]
+        params_by_points[points] = parameters(run, line), metrics.curves(run, line.name)
+    assert all((params_by_points[4][0][path] == leaf).all() for path, leaf in params_by_points[10][0].items())
+    assert params_by_points[10][1]["step"].tolist() == [4 * (i + 1) for i in range(10)]
+    assert params_by_points[4][1]["step"].tolist() == [10, 20, 30, 40]
+    shared = [
+        params_by_points[points][1]["accuracy"][params_by_points[points][1]["step"].tolist().index(20)]
+        for points in (4, 10)
+    ]
     assert shared[0] == shared[1]
 
 

@@ -28,21 +28,21 @@ SCORES = ("knn", "leep", "h_score", "probe")
 
 
 def line(many, tasks, folder, *more, **change):
-    given = {
+    flags = {
         **{"sources": many, "target": f"{tasks / 'clothes.npz'},{tasks / 'same.npz'}", "strategies": "head_only"},
         **{"train_examples": "6/class:seeds=1,all", "steps": 5, "batch_size": 20, "learning_rate": 0.3, "hidden": 8},
         **{"seeds": "0,1", "scores": ",".join(SCORES), "workdir": folder, "score_examples": 60, "resamples": 20},
     } | change
-    return ["rank", *(f"--{name}={value}" for name, value in given.items() if value is not None), *more]
+    return ["rank", *(f"--{name}={value}" for name, value in flags.items() if value is not None), *more]
 
 
 @pytest.fixture(scope="module")
 def many(tasks, tmp_path_factory):
     """A zoo, and weights from elsewhere beside it."""
     folder = tmp_path_factory.mktemp("zoo")
-    given = {"zoo": ",".join(f"{tasks / 'digits.npz'}{name}" for name in NAMES), "hidden": 8, "steps": 30}
-    given |= {"batch_size": 20, "learning_rate": 0.3, "workdir": folder / "w"}
-    zoo.main(["zoo", *(f"--{name}={value}" for name, value in given.items())])
+    flags = {"zoo": ",".join(f"{tasks / 'digits.npz'}{name}" for name in NAMES), "hidden": 8, "steps": 30}
+    flags |= {"batch_size": 20, "learning_rate": 0.3, "workdir": folder / "w"}
+    zoo.main(["zoo", *(f"--{name}={value}" for name, value in flags.items())])
     write_weights(folder, accuracy=0.25)
     return f"{folder / 'w'},{folder / 'w.npz'}"
 
@@ -64,7 +64,7 @@ def done(ranked, many, tasks):
     return ranked
 
 
-def told(folder):
+def ranking_record(folder):
     return json.loads((folder / "ranking.json").read_text())
 
 
@@ -83,9 +83,9 @@ def by_hand(many, card, task):
 
 
 def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many, tasks):
-    found = {(one["source"], one["target"], one["budget"]): one for one in told(ranked)["scores"]}
+    by_case = {(entry["source"], entry["target"], entry["budget"]): entry for entry in ranking_record(ranked)["scores"]}
     everyone = [card for place in many.split(",") for card in sources.read_cards(place, {"hidden": (8,)})]
-    assert len(everyone) == 5 and len(found) == 5 * 2 * 2
+    assert len(everyone) == 5 and len(by_case) == 5 * 2 * 2
     name = str(tasks / "clothes.npz")
     task = data.load(name)
     labels = np.asarray(task.train.targets)
@@ -94,24 +94,24 @@ def test_scores_are_those_of_the_features_of_the_labelled_examples(ranked, many,
         features, p = by_hand(many, card, task)
         for budget, total in (("6/class:seeds=1", 18), ("all", 60)):
             rows = draw.label_budget(streams.draw, labels, total)
-            one = found[card.name, name, budget]
-            assert one["leep"]["value"] == pytest.approx(transferability.leep(p[rows], labels[rows]), abs=1e-5)
+            entry = by_case[card.name, name, budget]
+            assert entry["leep"]["value"] == pytest.approx(transferability.leep(p[rows], labels[rows]), abs=1e-5)
             expected = transferability.h_score(features[rows], labels[rows])
-            assert one["h_score"]["value"] == pytest.approx(expected, rel=1e-3)
-            assert one["knn"]["value"] == pytest.approx(transferability.knn(features[rows], labels[rows]), abs=1 / 17)
-            assert 0 <= one["probe"]["value"] <= 1 and one["probe"]["seconds"] >= 0
+            assert entry["h_score"]["value"] == pytest.approx(expected, rel=1e-3)
+            assert entry["knn"]["value"] == pytest.approx(transferability.knn(features[rows], labels[rows]), abs=1 / 17)
+            assert 0 <= entry["probe"]["value"] <= 1 and entry["probe"]["seconds"] >= 0
 
 
 @pytest.mark.slow
 def test_truths_are_the_accuracies_of_transfer_and_scratch_is_trained_once_a_target(done, many, tasks):
-    lines, judged = results(done), told(done)["judged"]
+    lines, judged = results(done), ranking_record(done)["judged"]
     fits = {"head_only": 5 * 2 * 3, "scratch": 2 * 3}
-    assert {name: sum(one.strategy == name for one in lines) for name in fits} == fits
-    boards = {(one["budget"], one["sources"]): one for one in judged}
+    assert {name: sum(each.strategy == name for each in lines) for name in fits} == fits
+    boards = {(each["budget"], each["sources"]): each for each in judged}
     assert boards.keys() == {(b, w) for b in ("6/class:seeds=1", "all") for w in ("all", "without trivial")}
     target = str(tasks / "same.npz")
-    own = [one for one in lines if one.strategy == "head_only" and one.target == target]
-    mean = np.mean([one.test_accuracy for one in own if one.train_examples == 120])
+    fits_of_target = [each for each in lines if each.strategy == "head_only" and each.target == target]
+    mean = np.mean([each.test_accuracy for each in fits_of_target if each.train_examples == 120])
     assert np.mean(boards["all", "all"]["truths"][target]) == pytest.approx(mean)
     assert len(boards["all", "without trivial"]["truths"][target]) == 3
     assert boards["6/class:seeds=1", "all"]["split_half_tau"] is None  # one seed has no halves
@@ -119,7 +119,7 @@ def test_truths_are_the_accuracies_of_transfer_and_scratch_is_trained_once_a_tar
 
 @pytest.mark.slow
 def test_scores_and_rivals_are_judged_by_the_truth(done):
-    for board in told(done)["judged"]:
+    for board in ranking_record(done)["judged"]:
         assert set(board["scores"]) == {
             *SCORES,
             ranking_page.OWN_ACCURACY,
@@ -129,10 +129,10 @@ def test_scores_and_rivals_are_judged_by_the_truth(done):
         first, second = board["truths"].values()
         # By the truth of the other of two targets, tau is that of the two truths.
         expected = float(ranking.kendall(first, second))
-        found = board["scores"][ranking_page.OTHER_TARGETS]["tau"]["value"]
-        assert (found is None and np.isnan(expected)) or found == pytest.approx(expected)
-        for one in board["scores"].values():
-            assert 0 <= one["regret_3"]["value"] <= one["regret"]["value"] <= 1
+        tau = board["scores"][ranking_page.OTHER_TARGETS]["tau"]["value"]
+        assert (tau is None and np.isnan(expected)) or tau == pytest.approx(expected)
+        for score in board["scores"].values():
+            assert 0 <= score["regret_3"]["value"] <= score["regret"]["value"] <= 1
     html = (done / "report.html").read_text()
     assert all(name in html for name in (*SCORES, "Regret of 3", "standard error"))
 
@@ -158,22 +158,24 @@ def test_two_fits_of_one_source_strategy_budget_and_seed_are_refused_with_both_n
 @pytest.mark.slow
 def test_run_again_nothing_is_computed_or_trained_and_the_same_is_said(done, many, tasks, monkeypatch, capsys):
     before = (done / "ranking.json").read_bytes()
-    monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *given: pytest.fail("it trained again"))
-    monkeypatch.setattr(scores, "_timed", lambda *given: pytest.fail("it scored again"))
-    monkeypatch.setattr("experiments.runs.features._batch", lambda *given: pytest.fail("it computed features again"))
+    monkeypatch.setattr("experiments.runs.fit.train_groups", lambda *arguments: pytest.fail("it trained again"))
+    monkeypatch.setattr(scores, "_timed", lambda *arguments: pytest.fail("it scored again"))
+    monkeypatch.setattr(
+        "experiments.runs.features._batch", lambda *arguments: pytest.fail("it computed features again")
+    )
     rank.main(line(many, tasks, done, "--verify"))
     assert (done / "ranking.json").read_bytes() == before
-    said = capsys.readouterr().out
-    assert "regret of 3" in said and "not told apart from" in said and "w.npz" in said
+    output = capsys.readouterr().out
+    assert "regret of 3" in output and "not told apart from" in output and "w.npz" in output
 
 
 def test_a_score_that_is_not_defined_is_none_and_says_why(many, tasks, tmp_path, capsys):
     """A class with one example leaves nothing to hold out."""
     change = {"train_examples": "1/class", "scores": "probe,nce", "target": tasks / "clothes.npz"}
     rank.main(line(many, tasks, tmp_path / "w", **change))
-    [*found] = told(tmp_path / "w")["scores"]
-    assert all(one["probe"]["value"] is None and "holds none out" in one["probe"]["reason"] for one in found)
-    assert all(one["nce"]["value"] is None and "two examples" in one["nce"]["reason"] for one in found)
+    [*entries] = ranking_record(tmp_path / "w")["scores"]
+    assert all(entry["probe"]["value"] is None and "holds none out" in entry["probe"]["reason"] for entry in entries)
+    assert all(entry["nce"]["value"] is None and "two examples" in entry["nce"]["reason"] for entry in entries)
 
 
 def test_a_warning_is_kept_with_its_score(monkeypatch):
@@ -182,10 +184,10 @@ def test_a_warning_is_kept_with_its_score(monkeypatch):
         return 1.0
 
     monkeypatch.setattr(scores, "SCORES", {**scores.SCORES, "warns": warns})
-    [found, silent] = scores._side_by_side(
+    [warned, silent] = scores._side_by_side(
         [("warns", None), ("nce", scores.ScoredExamples(None, np.eye(2)[[0, 0, 1]], [0, 0, 1], None))]
     )
-    assert found[::2] == (1.0, "did not converge") and silent[::2] == (0.0, "")
+    assert warned[::2] == (1.0, "did not converge") and silent[::2] == (0.0, "")
 
 
 def test_scores_on_disk_that_were_changed_are_refused(many, tasks, tmp_path, capsys):
@@ -229,7 +231,7 @@ def test_scores_of_other_code_are_computed_again_and_not_mixed(many, tasks, tmp_
         assert {key: value[0] for key, value in again["scores"].items()} == {
             key: value[0] for key, value in right["scores"].items()
         }
-    monkeypatch.setattr(scores, "_timed", lambda *given: pytest.fail("it scored again"))
+    monkeypatch.setattr(scores, "_timed", lambda *arguments: pytest.fail("it scored again"))
     rank.main(line(source, tasks, tmp_path / "w", **change))
 
 
@@ -274,11 +276,11 @@ def test_copies_of_an_image_are_found_among_the_images_not_the_features():
     twice = np.vstack([x, x + 1e-6 * rng.normal(size=x.shape)])
     groups, labels = np.tile(np.arange(50), 2), np.tile(np.arange(50) % 5, 2)
     for name in ("knn", "probe", "n_leep_left_out"):
-        told, untold = (
+        of_images, untold = (
             scores.SCORES[name](scores.ScoredExamples(twice, np.ones((100, 1)), labels, which))
             for which in (groups, np.arange(100))
         )
-        assert told < untold
+        assert of_images < untold
 
 
 def test_a_dry_run_counts_the_fits(many, tasks, tmp_path, capsys):
@@ -331,7 +333,7 @@ def test_sources_given_twice_or_of_another_shape_are_refused(many, tasks, tmp_pa
     (tmp_path / "other").mkdir()
     write_task(tmp_path / "other" / "task.npz", 3, 4)
     with np.load(tmp_path / "other" / "task.npz") as arrays:
-        wide = {name: np.repeat(of, 2, 1) if "images" in name else of for name, of in arrays.items()}
+        wide = {name: np.repeat(array, 2, 1) if "images" in name else array for name, array in arrays.items()}
     np.savez(tmp_path / "other" / "task.npz", **wide)
     flags = [
         f"--zoo={tmp_path / 'other' / 'task.npz'}:untrained",
@@ -349,15 +351,15 @@ def board(**change):
     scores = {"<knn>": truths + 0.1 * rng.normal(size=(2, 5)), "flat": np.ones((2, 5))}
     judged = ranking.judged(scores, truths, [0.2, 0.3], count=50)
     trivial = np.arange(5) == 4
-    given = ["full", "10/class", "all", judged, 0.75, scores, truths, ("a", "b"), trivial]
-    return ranking.Board(*given)._replace(**change)
+    fields = ["full", "10/class", "all", judged, 0.75, scores, truths, ("a", "b"), trivial]
+    return ranking.Board(*fields)._replace(**change)
 
 
 def test_the_table_has_a_row_a_score_with_intervals_below_the_values():
-    one = board()
-    table = tables.worth(one)
+    usual = board()
+    table = tables.worth(usual)
     assert [row[0].text for row in table.rows] == ["<knn>", "flat", "the truth's own halves"]
-    assert table.rows[0][1].text == f"{one.judged['<knn>'].tau.value:.2f}" and " to " in table.rows[0][1].below
+    assert table.rows[0][1].text == f"{usual.judged['<knn>'].tau.value:.2f}" and " to " in table.rows[0][1].below
     assert table.rows[1][1] == Cell("\N{EN DASH}") and table.rows[2][1].text == "0.75"
     assert all(len(row) == len(table.columns) for row in table.rows)
 
@@ -391,9 +393,9 @@ def test_sources_and_scores_may_be_added_to_a_ranking(many, tasks, tmp_path, mon
     first, *others = many.split(",")
     change = {"train_examples": "6/class", "target": tasks / "clothes.npz"}
     rank.main(line(first, tasks, tmp_path / "w", scores="nce", **change))
-    before = told(tmp_path / "w")["scores"]
+    before = ranking_record(tmp_path / "w")["scores"]
     rank.main(line(many, tasks, tmp_path / "w", scores="nce,knn", **change))
-    after = told(tmp_path / "w")["scores"]
+    after = ranking_record(tmp_path / "w")["scores"]
     assert others and len(before) < len(after)
-    assert [one["nce"] for one in after[: len(before)]] == [one["nce"] for one in before]
-    assert all(0 <= one["knn"]["value"] <= 1 for one in after)
+    assert [entry["nce"] for entry in after[: len(before)]] == [entry["nce"] for entry in before]
+    assert all(0 <= entry["knn"]["value"] <= 1 for entry in after)

@@ -79,29 +79,29 @@ def board(n=16, targets=3):
 
 def test_a_perfect_score_has_tau_one_and_no_regret():
     scores, truth = board()
-    found = ranking.judged(scores, truth, [0.1, 0.2, 0.3], count=200)
-    right = found["right"]
+    judged = ranking.judged(scores, truth, [0.1, 0.2, 0.3], count=200)
+    right = judged["right"]
     assert right.tau == pytest.approx((1, 1, 1)) and right.weighted == pytest.approx((1, 1, 1))
     assert right.regret == right.regret_3 == (0, 0, 0)
     assert right.over_scratch.value == pytest.approx(truth.max(1).mean() - 0.2)
-    assert right.behind == pytest.approx((0, 0, 0)) and found["noisy"].behind.value > 0
-    assert math.isnan(found["same"].tau.value) and found["same"].regret.value > 0
+    assert right.behind == pytest.approx((0, 0, 0)) and judged["noisy"].behind.value > 0
+    assert math.isnan(judged["same"].tau.value) and judged["same"].regret.value > 0
 
 
 def test_values_are_means_over_targets_and_intervals_hold_them():
     scores, truth = board()
-    one = ranking.judged(scores, truth, [0.0] * 3, count=300)["noisy"]
+    noisy = ranking.judged(scores, truth, [0.0] * 3, count=300)["noisy"]
     each = [stats.kendalltau(a, b).statistic for a, b in zip(scores["noisy"], truth, strict=True)]
-    assert one.tau.value == pytest.approx(np.mean(each)) and one.tau.low < one.tau.value < one.tau.high
+    assert noisy.tau.value == pytest.approx(np.mean(each)) and noisy.tau.low < noisy.tau.value < noisy.tau.high
     lost = [ranking.regret(a, b, 3) for a, b in zip(scores["noisy"], truth, strict=True)]
-    assert one.regret_3.value == pytest.approx(np.mean(lost))
+    assert noisy.regret_3.value == pytest.approx(np.mean(lost))
 
 
 def test_draws_are_the_same_for_all_scores():
     """A score and its copy differ by nothing in any sample."""
     scores, truth = board()
-    found = ranking.judged({"one": scores["noisy"], "copy": scores["noisy"] + 5}, truth, [0.0] * 3, count=100)
-    assert found["copy"].behind == (0, 0, 0) and found["one"].tau == found["copy"].tau
+    judged = ranking.judged({"one": scores["noisy"], "copy": scores["noisy"] + 5}, truth, [0.0] * 3, count=100)
+    assert judged["copy"].behind == (0, 0, 0) and judged["one"].tau == judged["copy"].tau
 
 
 def equals(seed, n=16, k=10, targets=3, worse=None):
@@ -135,7 +135,7 @@ def test_a_score_that_is_worse_for_sure_is_told_from_the_best():
         scores, truth = equals(seed, worse=-0.6)
         assert "0" in apart(scores, truth, seed)
     judged = ranking.judged(scores, truth, [0.0] * 3, count=150, seed=seed)
-    assert {name for name, one in judged.items() if one.behind.low > 0} == apart(scores, truth, seed)
+    assert {name for name, score in judged.items() if score.behind.low > 0} == apart(scores, truth, seed)
 
 
 def test_half_widths_are_a_studentised_range():
@@ -154,10 +154,10 @@ def test_half_widths_are_a_studentised_range():
 def test_intervals_of_the_difference_from_the_best_are_around_it():
     scores, truth = equals(0)
     judged = ranking.judged(scores, truth, [0.0] * 3, count=100)
-    taus = {name: one.tau.value for name, one in judged.items()}
-    for name, one in judged.items():
-        assert one.behind.value == pytest.approx(max(taus.values()) - taus[name])
-        assert one.behind.value - one.behind.low == pytest.approx(one.behind.high - one.behind.value)
+    taus = {name: score.tau.value for name, score in judged.items()}
+    for name, score in judged.items():
+        assert score.behind.value == pytest.approx(max(taus.values()) - taus[name])
+        assert score.behind.value - score.behind.low == pytest.approx(score.behind.high - score.behind.value)
 
 
 @pytest.mark.slow
@@ -167,16 +167,16 @@ def test_intervals_of_tau_cover_most_of_the_time():
     for seed in range(150):
         truth = rng.normal(size=(1, 16))
         score = r * truth + math.sqrt(1 - r * r) * rng.normal(size=truth.shape)
-        one = ranking.judged({"s": score}, truth, [0.0], count=200, seed=seed)["s"].tau
-        hits.append(one.low <= 2 / math.pi * math.asin(r) <= one.high)
+        tau = ranking.judged({"s": score}, truth, [0.0], count=200, seed=seed)["s"].tau
+        hits.append(tau.low <= 2 / math.pi * math.asin(r) <= tau.high)
     assert 0.85 <= np.mean(hits) <= 1.0
 
 
 def test_of_four_sources_there_are_no_intervals_and_of_five_there_are():
     """Of four a perfect ranking has a chance of 2 / 4!, on both sides, of five 2 / 5!."""
     for n in (4, 5):
-        one = ranking.judged({"s": np.arange(n)[None]}, np.arange(n)[None] / 10, [0.0], count=50)["s"]
-        assert one.tau.value == 1 and math.isnan(one.tau.low) == math.isnan(one.behind.high) == (n == 4)
+        score = ranking.judged({"s": np.arange(n)[None]}, np.arange(n)[None] / 10, [0.0], count=50)["s"]
+        assert score.tau.value == 1 and math.isnan(score.tau.low) == math.isnan(score.behind.high) == (n == 4)
         assert (2 / math.factorial(n) > 0.05) == (n < ranking.LEAST)
 
 

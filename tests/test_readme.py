@@ -86,9 +86,9 @@ SHORT = {**KINDS_OF_LORA, "wise_ft": ("--seeds=0,1", "--steps=3", "--source_step
 
 
 def test_the_first_two_commands_make_their_environment_and_ci_runs_them():
-    made = [line for line in COMMANDS if line.startswith("python3 -m venv")]
-    assert made == COMMANDS[:2] and len(made) == 2
-    assert "experiments.transfer" in made[0] and "pytest" in made[1]
+    lines = [line for line in COMMANDS if line.startswith("python3 -m venv")]
+    assert lines == COMMANDS[:2] and len(lines) == 2
+    assert "experiments.transfer" in lines[0] and "pytest" in lines[1]
     assert "grep '^python3 -m venv' README.md" in (ROOT / ".ci" / "run").read_text()
 
 
@@ -215,12 +215,12 @@ def test_the_commands_on_the_complete_data_run(complete_data, tmp_path, monkeypa
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     lines = [shlex.split(line) for line in COMMANDS if "--manual_dir=DIR" in line and " -m " in line]
     assert {line[2] for line in lines} == {*FEWER, "experiments.transfer", "experiments.benchmark"}
-    for _, _, program, *given in lines:
+    for _, _, program, *words in lines:
         if program in FEWER:
-            arguments = [argument.replace("=DIR", f"={complete_data}") for argument in given]
+            arguments = [argument.replace("=DIR", f"={complete_data}") for argument in words]
             seeds = "0" if program == "experiments.zoo" else "0,1"
-            own = [f"--data_dir={tmp_path / 'data'}", "--steps=3", f"--seeds={seeds}", *FEWER[program]]
-            PROGRAMS[program]([program, *arguments, *own])
+            shorter = [f"--data_dir={tmp_path / 'data'}", "--steps=3", f"--seeds={seeds}", *FEWER[program]]
+            PROGRAMS[program]([program, *arguments, *shorter])
     assert "undecided" in capsys.readouterr().out
 
 

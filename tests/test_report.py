@@ -68,8 +68,8 @@ def curve(*accuracy: float) -> dict[str, np.ndarray]:
 
 def alts(text: str) -> list[str]:
     images = re.findall(r"<img [^>]*>", text)
-    found = [re.search(r'alt="([^"]*)"', image) for image in images]
-    return [html.unescape(match[1]) if match else "" for match in found]
+    matches = [re.search(r'alt="([^"]*)"', image) for image in images]
+    return [html.unescape(match[1]) if match else "" for match in matches]
 
 
 def visible(text: str) -> str:
@@ -115,8 +115,8 @@ def test_budgets_and_targets_are_not_mixed() -> None:
         for target, budget, scratch, full in (("b", 1000, 0.8, 0.9), ("b", 100, 0.5, 0.7), ("c", 100, 0.2, 0.1))
         for strategy, accuracy in (("scratch", scratch), ("full", full))
     ]
-    found = {(row.target, row.train_examples): row.gain[0] for row in summary(rows) if row.gain}
-    assert found == {("b", 1000): pytest.approx(10), ("b", 100): pytest.approx(20), ("c", 100): pytest.approx(-10)}
+    gains = {(row.target, row.train_examples): row.gain[0] for row in summary(rows) if row.gain}
+    assert gains == {("b", 1000): pytest.approx(10), ("b", 100): pytest.approx(20), ("c", 100): pytest.approx(-10)}
     assert [row.train_examples for row in summary(rows)] == [100, 100, 100, 100, 1000, 1000]
 
 
@@ -156,10 +156,10 @@ def test_the_page_states_its_numbers(full_page: str) -> None:
 
 
 def test_every_picture_has_its_numbers_as_text(full_page: str) -> None:
-    found = alts(full_page)
-    assert len(found) == 6
-    assert all(len(alt) > 40 for alt in found)
-    accuracy, loss, classes, scratch, _, shares = found
+    texts = alts(full_page)
+    assert len(texts) == 6
+    assert all(len(alt) > 40 for alt in texts)
+    accuracy, loss, classes, scratch, _, shares = texts
     assert "scratch 70.0 %, last_k:k=2 70.0 %" in accuracy
     assert "training loss" in loss
     assert "80 % (zero) to 100 % (two)" in classes
@@ -174,8 +174,8 @@ def test_the_page_needs_no_network_and_runs_nothing(full_page: str) -> None:
 
 def test_equal_input_gives_equal_bytes() -> None:
     row = fit("full", 0, 0.7, confusion=None)
-    one, other = (page([row], {row.name: curve(0.3, 0.6)}, **WORDS) for _ in range(2))
-    assert one == other and len(alts(one)) == 4
+    first, other = (page([row], {row.name: curve(0.3, 0.6)}, **WORDS) for _ in range(2))
+    assert first == other and len(alts(first)) == 4
 
 
 def test_hostile_names_are_only_text() -> None:

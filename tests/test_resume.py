@@ -32,11 +32,11 @@ FLAGS = {
 """Two phases, an optimizer with moments, a validation split, a penalty."""
 
 
-def same_run(one: Path, other: Path) -> None:
-    assert sorted(results(one), key=lambda line: line.name) == sorted(results(other), key=lambda line: line.name)
-    for line in results(one):
-        assert (one / line.predictions).read_bytes() == (other / line.predictions).read_bytes()
-        for path, leaf in parameters(one, line).items():
+def same_run(run: Path, other: Path) -> None:
+    assert sorted(results(run), key=lambda line: line.name) == sorted(results(other), key=lambda line: line.name)
+    for line in results(run):
+        assert (run / line.predictions).read_bytes() == (other / line.predictions).read_bytes()
+        for path, leaf in parameters(run, line).items():
             assert leaf.tobytes() == parameters(other, line)[path].tobytes()
 
 
@@ -56,10 +56,10 @@ def killed_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process ends when so many segments have been trained."""
     further, left = fit.advanced, iter(range(count))
 
-    def once(*given):
+    def once(*positional):
         if next(left, None) is None:
             raise Killed
-        return further(*given)
+        return further(*positional)
 
     monkeypatch.setattr(fit, "advanced", once)
 
@@ -242,10 +242,10 @@ def test_masks_of_every_kind_and_moments_of_every_phase_are_saved_and_restored(t
     now = now._replace(parts=resume.joined(now.parts, resume.held(state)))
     with resume.saving(tmp_path / "group", ["a", "b"]) as save:
         save(now)
-    found = resume.find(tmp_path, ["a", "b"], program, trials, pytest.fail)
-    assert found is not None
-    jax.tree.map(np.testing.assert_array_equal, found.parts, now.parts)
-    assert jax.tree.structure(found.parts) == jax.tree.structure(now.parts)
+    saved = resume.find(tmp_path, ["a", "b"], program, trials, pytest.fail)
+    assert saved is not None
+    jax.tree.map(np.testing.assert_array_equal, saved.parts, now.parts)
+    assert jax.tree.structure(saved.parts) == jax.tree.structure(now.parts)
     assert resume.find(tmp_path, ["a", "c"], program, trials, pytest.fail) is None
     grown = resume.find(tmp_path, ["c", "b", "a"], program, [trials[0], trials[1], trials[0]], pytest.fail)
     assert grown is not None and [part.fits for part in grown.parts] == [(2, 1)]

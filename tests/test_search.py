@@ -28,10 +28,10 @@ SPACE = ["--space=learning_rate:log:1e-3:1", "--space=penalty.l2.weight:log:1e-6
 
 
 def line(tasks, folder, *more, **flags):
-    given = {"strategies": ("head_only",), "penalty": "l2:weight=1e-4", "seeds": (0,), "source": None} | flags
-    if given["source"] is None and given["strategies"] == ("head_only",):
-        given["source"] = str(tasks / "digits.npz")
-    return ["search", *command(tasks, folder, **given), *SPACE, *more]
+    values = {"strategies": ("head_only",), "penalty": "l2:weight=1e-4", "seeds": (0,), "source": None} | flags
+    if values["source"] is None and values["strategies"] == ("head_only",):
+        values["source"] = str(tasks / "digits.npz")
+    return ["search", *command(tasks, folder, **values), *SPACE, *more]
 
 
 def study_of(folder, name="search/head_only/all"):
@@ -75,12 +75,12 @@ def test_the_test_set_cannot_be_searched_on(tasks, tmp_path, monkeypatch):
     seen = []
     judge = trials.judge
 
-    def watched(task, *given):
+    def watched(task, *arguments):
         seen.append(task.on_device.task)
         assert len(task.on_device.task.test.targets) == len(task.on_device.task.test.arrays) == 0
         train = np.asarray(task.on_device.task.train.arrays)
         np.testing.assert_array_equal(np.asarray(task.on_device.test.inputs[0])[: len(task.rows)], train[task.rows])
-        return judge(task, *given)
+        return judge(task, *arguments)
 
     monkeypatch.setattr(trials, "judge", watched)
     search.main(line(tasks, tmp_path, "--trials=2", "--group=2"))
@@ -93,20 +93,22 @@ def test_trials_together_are_judged_as_trials_alone(tasks, tmp_path, monkeypatch
 
     def both(task, experiments, trained, report):
         for i in range(len(experiments)):
-            one = experiments[i : i + 1], trained[i : i + 1]
-            alone.extend(judge(task._replace(shared={}), *one, lambda *given: False))
+            each = experiments[i : i + 1], trained[i : i + 1]
+            alone.extend(judge(task._replace(shared={}), *each, lambda *arguments: False))
         return judge(task, experiments, trained, report)
 
     monkeypatch.setattr(trials, "judge", both)
     search.main(line(tasks, tmp_path, "--trials=3", "--group=3", "--search_seeds=2"))
-    told = [trial.value for trial in study_of(tmp_path / "w").trials]
-    np.testing.assert_allclose(told, [one.score for one in alone], atol=0.05)
+    together = [trial.value for trial in study_of(tmp_path / "w").trials]
+    np.testing.assert_allclose(together, [each.score for each in alone], atol=0.05)
 
 
 def test_search_and_evaluation_share_no_seed(tasks, tmp_path, monkeypatch):
     seen = {}
     complete = fit.complete
-    monkeypatch.setattr(fit, "complete", lambda todo, **more: seen.update(final=todo) or complete(todo, **more))
+    monkeypatch.setattr(
+        fit, "complete", lambda experiment, **more: seen.update(final=experiment) or complete(experiment, **more)
+    )
     search.main(line(tasks, tmp_path, "--trials=1", "--group=1"))
     assert seen["final"].settings.seeds == (0,) and seen["final"].settings.recipe.validation == 0
     assert search_flags.FIRST_SEED not in seen["final"].settings.seeds
@@ -147,43 +149,46 @@ def test_bad_input_is_one_line_and_writes_no_study(more, message, tasks, tmp_pat
 def pretrained(tasks, tmp_path_factory):
     """A run directory with sources of the seeds 0, 1 and 2."""
     folder = tmp_path_factory.mktemp("sources") / "pretrained"
-    given = {"source": str(tasks / "digits.npz"), "hidden": (8,), "seeds": (0, 1, 2), "steps": 4, "points": 1}
-    pretrain.run(**given, workdir=str(folder))
+    flags = {"source": str(tasks / "digits.npz"), "hidden": (8,), "seeds": (0, 1, 2), "steps": 4, "points": 1}
+    pretrain.run(**flags, workdir=str(folder))
     return folder
 
 
 def of_checkpoint(tasks, folder, place, *more, seeds="0"):
     """A search from own weights, in four steps a fit."""
-    own = [f"--source_checkpoint={place}", "--hidden=8", "--steps=4", "--points=1", f"--seeds={seeds}"]
+    words = [f"--source_checkpoint={place}", "--hidden=8", "--steps=4", "--points=1", f"--seeds={seeds}"]
     task = [f"--target={tasks / 'clothes.npz'}", "--strategies=head_only", f"--workdir={folder / 'w'}"]
-    return ["search", *own, *task, SPACE[0], "--trials=1", "--group=1", *more]
+    return ["search", *words, *task, SPACE[0], "--trials=1", "--group=1", *more]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("seeds", "said"),
+    ("seeds", "note"),
     [
         ("0", "trials start from the sources of the seeds 1, 2 of the checkpoint; no final fit starts from them"),
         ("0,1,2", "the sources of the seeds 0, 1 of the checkpoint; the final fits start from them too"),
     ],
 )
-def test_trials_start_from_the_sources_that_a_run_has(seeds, said, pretrained, tasks, tmp_path, capsys):
+def test_trials_start_from_the_sources_that_a_run_has(seeds, note, pretrained, tasks, tmp_path, capsys):
     """No source was trained under the seeds of a search: those that there are stand in, said in one line."""
     search.main(of_checkpoint(tasks, tmp_path, pretrained, "--search_seeds=2", seeds=seeds))
-    assert [line for line in capsys.readouterr().out.splitlines() if said in line]
+    assert [line for line in capsys.readouterr().out.splitlines() if note in line]
 
 
 def test_the_source_of_a_trial_is_that_of_the_seed_it_is_said_to_start_from(pretrained):
-    given = {"source_checkpoint": str(pretrained), "hidden": (8,), "seeds": (2,)}
-    own = {
-        seed: sources.from_checkpoint(Settings.from_flags(**{**given, "seeds": (seed,)})).identity[seed]
+    flags = {"source_checkpoint": str(pretrained), "hidden": (8,), "seeds": (2,)}
+    identities = {
+        seed: sources.from_checkpoint(Settings.from_flags(**{**flags, "seeds": (seed,)})).identity[seed]
         for seed in range(3)
     }
     trial_seeds = (1_000_000, 1_000_001, 1_000_002)
-    stand_ins = sources.stand_ins(Settings.from_flags(**given), trial_seeds)
+    stand_ins = sources.stand_ins(Settings.from_flags(**flags), trial_seeds)
     assert stand_ins == {1_000_000: 0, 1_000_001: 1, 1_000_002: 0}
-    of_trials = sources.from_checkpoint(Settings.from_flags(**{**given, "seeds": trial_seeds}), stand_ins).identity
-    assert of_trials == {seed: own[stand_in] for seed, stand_in in stand_ins.items()} and len(set(own.values())) == 3
+    of_trials = sources.from_checkpoint(Settings.from_flags(**{**flags, "seeds": trial_seeds}), stand_ins).identity
+    assert (
+        of_trials == {seed: identities[stand_in] for seed, stand_in in stand_ins.items()}
+        and len(set(identities.values())) == 3
+    )
 
 
 def test_one_checkpoint_of_several_seeds_serves_a_search_too(pretrained, tasks, tmp_path, capsys):
@@ -194,18 +199,18 @@ def test_one_checkpoint_of_several_seeds_serves_a_search_too(pretrained, tasks, 
 
 @pytest.mark.slow
 def test_a_source_that_diverged_stands_in_for_none(tasks, tmp_path):
-    given = {"source": str(tasks / "digits.npz"), "hidden": (8,), "seeds": (0, 1), "steps": 4, "points": 1}
-    pretrain.run(**given, workdir=str(tmp_path / "sound"))
+    flags = {"source": str(tasks / "digits.npz"), "hidden": (8,), "seeds": (0, 1), "steps": 4, "points": 1}
+    pretrain.run(**flags, workdir=str(tmp_path / "sound"))
     wild = {"source_learning_rate": 1e30, "source_loss": "l2_loss"}
-    pretrain.run(**{**given, **wild}, workdir=str(tmp_path / "wild"))
+    pretrain.run(**{**flags, **wild}, workdir=str(tmp_path / "wild"))
     both = [directory.results(tmp_path / name) for name in ("sound", "wild")]
     assert [line.diverged for line in both[1]] == [True, True]
     mixed = tmp_path / "mixed"
     for name in ("sound", "wild"):
         shutil.copytree(tmp_path / name / "checkpoints", mixed / "checkpoints", dirs_exist_ok=True)
     directory.add(mixed, [both[0][0], both[1][1]])
-    made = Settings.from_flags(source_checkpoint=str(mixed), seeds=(0,), hidden=(8,))
-    assert sources.stand_ins(made, (1_000_000,)) == {1_000_000: 0}
+    settings = Settings.from_flags(source_checkpoint=str(mixed), seeds=(0,), hidden=(8,))
+    assert sources.stand_ins(settings, (1_000_000,)) == {1_000_000: 0}
 
 
 def test_a_final_fit_without_a_source_is_refused_before_any_trial(pretrained, tasks, tmp_path):
@@ -226,8 +231,8 @@ def test_the_flags_of_a_search_give_it_again(pretrained, tasks, tmp_path, capsys
     again = tmp_path / "again"
     search.main(["search", f"--flagfile={file}", f"--workdir={again}"])
     assert (again / "flags.flags").read_bytes() == file.read_bytes()
-    found = [[trial.params for trial in study_of(folder).trials] for folder in (tmp_path / "w", again)]
-    assert found[0] == found[1] and len(found[0]) == 2
+    params = [[trial.params for trial in study_of(folder).trials] for folder in (tmp_path / "w", again)]
+    assert params[0] == params[1] and len(params[0]) == 2
     lines = [
         {line.key: line.test_accuracy for line in directory.results(folder / "final" / "head_only-all")}
         for folder in (tmp_path / "w", again)
@@ -237,8 +242,8 @@ def test_the_flags_of_a_search_give_it_again(pretrained, tasks, tmp_path, capsys
 
 def test_a_search_directory_of_an_older_tljax_goes_on(pretrained, tasks, tmp_path, capsys):
     """It held the settings of the trials and none of the search's own flags."""
-    given, asked = command_line.read(of_checkpoint(tasks, tmp_path, pretrained), search.SearchFlags)
-    trials_of = search._trial_flags(given, Settings.from_flags(**given), asked)
+    values, options = command_line.read(of_checkpoint(tasks, tmp_path, pretrained), search.SearchFlags)
+    trials_of = search._trial_flags(values, Settings.from_flags(**values), options)
     with directory.opened(Settings.from_flags(**trials_of), "search") as folder:
         pass
     assert "--space" not in (folder / "flags.flags").read_text()
@@ -262,14 +267,14 @@ def test_a_search_that_grows_to_another_winner_trains_it_beside_the_former(
     pretrained, tasks, tmp_path, capsys, monkeypatch
 ):
     """The former winner's fits stay as they are, and the new one's are found again."""
-    given = of_checkpoint(tasks, tmp_path, pretrained, "--sampler=Random")
-    search.main(given)
+    argv = of_checkpoint(tasks, tmp_path, pretrained, "--sampler=Random")
+    search.main(argv)
     file = tmp_path / "w" / "final" / "head_only-all" / "results.jsonl"
     former = file.read_bytes()
     monkeypatch.setattr(studies, "best", lambda study: study.trials[-1])
     capsys.readouterr()
     for _ in range(2):
-        search.main([*given, "--trials=2"])
+        search.main([*argv, "--trials=2"])
     first, second = sorted(place.name for place in (tmp_path / "w" / "final").iterdir())
     assert first == "head_only-all" and second.startswith("head_only-all-") and file.read_bytes() == former
     assert f"the fits of the new one are in final/{second}" in capsys.readouterr().out
@@ -303,24 +308,24 @@ def test_a_study_of_another_space_is_refused_and_unharmed(tasks, tmp_path):
 
 @pytest.mark.slow
 def test_all_diverged_says_so(tasks, tmp_path):
-    given = [part for part in line(tasks, tmp_path, "--trials=2") if not part.startswith("--space=learning")]
+    argv = [part for part in line(tasks, tmp_path, "--trials=2") if not part.startswith("--space=learning")]
     with pytest.raises(InputError, match=r"all 2 trials of study .* diverged"):
-        search.main([*given, "--space=learning_rate:log:1e28:1e30", "--loss=l2_loss", "--source_learning_rate=0.01"])
+        search.main([*argv, "--space=learning_rate:log:1e28:1e30", "--loss=l2_loss", "--source_learning_rate=0.01"])
 
 
 def test_a_trial_that_two_processes_try_again_is_tried_once():
     """Each finds the owner dead before the other has said so; the second of the two must not be waited for."""
     ranges = (space.parse("momentum:between:0:1"),)
-    made = studies.opened("twice", None, "Random", "Nop", 0, 60.0, {})
-    first, second = studies.ask(made, ranges, 2, 2)
-    studies.give_back(made.study, first)
-    made.study.enqueue_trial(first.handle.params, user_attrs={"again": first.handle.number})
-    studies.tell(made.study, second, 0.5)
-    asked = studies.ask(made, ranges, 4, 2)
-    assert [one.chosen for one in asked] == [first.chosen]
-    studies.tell(made.study, asked[0], 0.5)
-    assert studies.ask(made, ranges, 4, 2) == [] and studies.under_way(made.study) == 0
-    assert [trial.state.name for trial in made.study.trials] == ["FAIL", "COMPLETE", "COMPLETE", "FAIL"]
+    opened = studies.opened("twice", None, "Random", "Nop", 0, 60.0, {})
+    first, second = studies.ask(opened, ranges, 2, 2)
+    studies.give_back(opened.study, first)
+    opened.study.enqueue_trial(first.handle.params, user_attrs={"again": first.handle.number})
+    studies.tell(opened.study, second, 0.5)
+    again = studies.ask(opened, ranges, 4, 2)
+    assert [retried.chosen for retried in again] == [first.chosen]
+    studies.tell(opened.study, again[0], 0.5)
+    assert studies.ask(opened, ranges, 4, 2) == [] and studies.under_way(opened.study) == 0
+    assert [trial.state.name for trial in opened.study.trials] == ["FAIL", "COMPLETE", "COMPLETE", "FAIL"]
 
 
 @pytest.mark.slow
@@ -335,18 +340,18 @@ def test_processes_that_make_a_database_at_once_all_come_to_it(tmp_path):
 
 
 def test_a_trial_that_another_process_has_told_is_not_told_again():
-    made = studies.opened("told", None, "Random", "Median", 0, 60.0, {})
-    [one] = studies.ask(made, (space.parse("momentum:between:0:1"),), 1, 1)
-    made.study.tell(one.handle.number, 0.7)
-    assert studies.report(one, 0.1, 1) is False
-    studies.tell(made.study, one, 0.1)
-    studies.give_back(made.study, one)
-    assert [(trial.state.name, trial.value) for trial in made.study.trials] == [("COMPLETE", 0.7)]
+    opened = studies.opened("told", None, "Random", "Median", 0, 60.0, {})
+    [running] = studies.ask(opened, (space.parse("momentum:between:0:1"),), 1, 1)
+    opened.study.tell(running.handle.number, 0.7)
+    assert studies.report(running, 0.1, 1) is False
+    studies.tell(opened.study, running, 0.1)
+    studies.give_back(opened.study, running)
+    assert [(trial.state.name, trial.value) for trial in opened.study.trials] == [("COMPLETE", 0.7)]
 
 
 def test_an_optimum_at_an_edge_is_said_to_be_there():
-    one = space.parse("learning_rate:log:1e-3:1")
-    assert [space.at_edge(one, value) for value in (1e-3, 0.03, 1.0)] == ["lowest", "", "highest"]
+    dimension = space.parse("learning_rate:log:1e-3:1")
+    assert [space.at_edge(dimension, value) for value in (1e-3, 0.03, 1.0)] == ["lowest", "", "highest"]
 
 
 @pytest.mark.slow

@@ -26,23 +26,25 @@ from tljax.types import InputError
 DRAWN = "data:image/svg+xml;base64,"
 
 
-def told(number, rate, accuracy, loss, **more):
+def trial_record(number, rate, accuracy, loss, **more):
     """A trial of a study of rates; without an accuracy it diverged."""
     odd = accuracy is None
-    own = {"owner": "process 1 on x", "begin": "2026-11-23T08:00:00", "end": "2026-11-23T08:00:01", **more}
+    process = {"owner": "process 1 on x", "begin": "2026-11-23T08:00:00", "end": "2026-11-23T08:00:01", **more}
     value = 0.0 if odd else accuracy
-    return studies.TrialRecord(number, "COMPLETE", value, accuracy, loss, odd, **own, values={"learning_rate": rate})
+    return studies.TrialRecord(
+        number, "COMPLETE", value, accuracy, loss, odd, **process, values={"learning_rate": rate}
+    )
 
 
 @pytest.fixture(scope="module")
 def searched(tasks, tmp_path_factory):
     """(run directory, what was printed) of a search over rates, one of which is sure to diverge."""
     folder = tmp_path_factory.mktemp("searched")
-    given = [part for part in line(tasks, folder, "--trials=4", "--sampler=Random") if "--space=learning" not in part]
+    argv = [part for part in line(tasks, folder, "--trials=4", "--sampler=Random") if "--space=learning" not in part]
     rates = "--space=learning_rate:in:0.2,1e30"
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as out:
         patch.setattr("experiments.pages.figures.svg", lambda figure: DRAWN)
-        search.main([*given, rates, "--source_learning_rate=0.1", "--loss=l2_loss", "--source_loss=l2_loss"])
+        search.main([*argv, rates, "--source_learning_rate=0.1", "--loss=l2_loss", "--source_loss=l2_loss"])
     return folder / "w", out.getvalue()
 
 
@@ -52,24 +54,24 @@ def test_best_flags_run_as_they_are_and_give_the_last_fits_again(searched, tmp_p
     lines = transfer.run(
         **parse_flags(["transfer", f"--flagfile={folder / 'best.flags'}"]), workdir=str(tmp_path / "new")
     )
-    mine = {one.key: one.test_accuracy for one in lines if one.strategy == "head_only"}
+    mine = {fit.key: fit.test_accuracy for fit in lines if fit.strategy == "head_only"}
     places = list(folder.glob("final/*"))
-    theirs = [one for place in places for one in directory.results(place) if one.strategy == "head_only"]
-    assert mine and mine == {one.key: one.test_accuracy for one in theirs}
+    theirs = [fit for place in places for fit in directory.results(place) if fit.strategy == "head_only"]
+    assert mine and mine == {fit.key: fit.test_accuracy for fit in theirs}
 
 
 def test_several_studies_leave_the_flags_of_each(tmp_path):
-    made = {
+    settings_by_name = {
         name: Settings.from_flags(strategies=(name,), train_examples=("5/class",), learning_rate=rate, source_steps=7)
         for name, rate in (("last_k:k=2", 0.1 + 0.2), ("full", 1e-5))
     }
     tuned.write_winners(
         tmp_path,
-        {tuned.Arm(name, "5/class", ()): tuned.Winner(None, None, one) for name, one in made.items()},
+        {tuned.Arm(name, "5/class", ()): tuned.Winner(None, None, final) for name, final in settings_by_name.items()},
     )
     assert {file.name for file in tmp_path.glob("best/*")} == {"last_k_k_2-5_class.flags", "full-5_class.flags"}
     read = parse_flags(["x", f"--flagfile={tmp_path}/best/last_k_k_2-5_class.flags"])
-    assert Settings.from_flags(**read) == made["last_k:k=2"]
+    assert Settings.from_flags(**read) == settings_by_name["last_k:k=2"]
 
 
 def test_the_table_of_trials_is_what_the_study_holds(searched):
@@ -92,22 +94,22 @@ def test_the_table_of_trials_is_what_the_study_holds(searched):
 
 def test_trials_that_did_not_end_or_were_given_up_are_told_too():
     ranges = (space.parse("momentum:between:0:1"),)
-    made = studies.opened("states", None, "Random", "Nop", 0, 60.0, {})
-    pruned, failed, running = studies.ask(made, ranges, 3, 3)
+    opened = studies.opened("states", None, "Random", "Nop", 0, 60.0, {})
+    pruned, failed, running = studies.ask(opened, ranges, 3, 3)
     pruned.handle.report(0.25, 1)
-    studies.tell(made.study, pruned, 0.25, pruned=True)
-    studies.give_back(made.study, failed)
-    found = studies.trials(made.study)
-    assert [one.state for one in found] == ["PRUNED", "FAIL", "RUNNING", "WAITING"]
-    assert [one.value for one in found] == [0.25, None, None, None]
-    assert {(one.accuracy, one.loss, one.diverged) for one in found} == {(None, None, False)}
-    assert [one.end != "" for one in found] == [True, True, False, False]
-    assert found[2].values == running.chosen
+    studies.tell(opened.study, pruned, 0.25, pruned=True)
+    studies.give_back(opened.study, failed)
+    records = studies.trials(opened.study)
+    assert [record.state for record in records] == ["PRUNED", "FAIL", "RUNNING", "WAITING"]
+    assert [record.value for record in records] == [0.25, None, None, None]
+    assert {(record.accuracy, record.loss, record.diverged) for record in records} == {(None, None, False)}
+    assert [record.end != "" for record in records] == [True, True, False, False]
+    assert records[2].values == running.chosen
 
 
 def test_values_with_commas_quotes_and_lines_survive_the_table():
     odd = 'adam:b1=0.9,"b2"\n=1'
-    trials = {('mine.py:a,"b"', "all"): [told(0, odd, 0.5, 1.0)], ("full", "all"): []}
+    trials = {('mine.py:a,"b"', "all"): [trial_record(0, odd, 0.5, 1.0)], ("full", "all"): []}
     [row] = csv.DictReader(io.StringIO(export.trials(trials), newline=""))
     assert (row["strategy"], row["learning_rate"]) == ('mine.py:a,"b"', odd)
 
@@ -115,25 +117,28 @@ def test_values_with_commas_quotes_and_lines_survive_the_table():
 def test_a_trial_is_judged_as_a_run_with_a_validation_split_says(searched, tasks, tmp_path, no_pictures):
     """Accuracy and loss are those that experiments.transfer records of the same fit."""
     folder, _ = searched
-    one = next(one for one in studies.trials(study_of(folder)) if not one.diverged)
-    chosen = {"learning_rate": float(one.values["learning_rate"])}
-    penalty = f"l2:weight={one.values['penalty.l2.weight']}"
-    own = {"strategies": ("scratch", "head_only"), "seeds": (search_flags.FIRST_SEED,), "validation": 0.2}
+    record = next(record for record in studies.trials(study_of(folder)) if not record.diverged)
+    chosen = {"learning_rate": float(record.values["learning_rate"])}
+    penalty = f"l2:weight={record.values['penalty.l2.weight']}"
+    flags = {"strategies": ("scratch", "head_only"), "seeds": (search_flags.FIRST_SEED,), "validation": 0.2}
     recipe = {"loss": "l2_loss", "source_learning_rate": 0.1, "source_penalty": "l2:weight=1e-4", "penalty": penalty}
-    lines = transfer.run(**arguments(tasks, tmp_path / "run", source_validation=0.0, **own, **recipe, **chosen))
+    lines = transfer.run(**arguments(tasks, tmp_path / "run", source_validation=0.0, **flags, **recipe, **chosen))
     [line] = [line for line in lines if line.strategy == "head_only"]
-    assert one.accuracy == line.validation_accuracy
-    assert one.loss == pytest.approx(line.validation_loss, rel=1e-5)
+    assert record.accuracy == line.validation_accuracy
+    assert record.loss == pytest.approx(line.validation_loss, rel=1e-5)
 
 
 def test_the_page_says_what_won_what_diverged_and_how_to_get_it_again(searched):
     folder, out = searched
     text = (folder / "report.html").read_text()
-    said = visible(text)
-    won = max((one for one in studies.trials(study_of(folder)) if not one.diverged), key=lambda one: one.accuracy)
-    assert "digits.npz -> " in said and f"{won.values['penalty.l2.weight']:.4g}" in said
-    odd = sum(one.diverged for one in studies.trials(study_of(folder)))
-    assert f"{odd} diverged" in said and "Tuned against tuned" in said
+    shown = visible(text)
+    won = max(
+        (record for record in studies.trials(study_of(folder)) if not record.diverged),
+        key=lambda record: record.accuracy,
+    )
+    assert "digits.npz -> " in shown and f"{won.values['penalty.l2.weight']:.4g}" in shown
+    odd = sum(record.diverged for record in studies.trials(study_of(folder)))
+    assert f"{odd} diverged" in shown and "Tuned against tuned" in shown
     assert "://" not in text.replace(DRAWN, "") and "<script" not in text
     assert "scratch is added" not in out and f"report: {folder / 'report.html'}" in out
 
@@ -144,15 +149,20 @@ def test_the_flags_on_the_page_are_those_of_the_search(searched, tmp_path):
     lines = re.findall(r"<pre>(.*?)</pre>", (folder / "report.html").read_text(), re.S)[1]
     (tmp_path / "again.flags").write_text(html.unescape(lines))
     before = len(study_of(folder).trials)
-    _, asked = command_line.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search.SearchFlags)
-    assert [str(one) for one in asked.ranges] == study_of(folder).user_attrs["about"]["space"]
+    _, options = command_line.read(["search", f"--flagfile={tmp_path / 'again.flags'}"], search.SearchFlags)
+    assert [str(dimension) for dimension in options.ranges] == study_of(folder).user_attrs["about"]["space"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.pages.figures.svg", lambda figure: DRAWN)
         search.main(["search", f"--flagfile={tmp_path / 'again.flags'}", f"--workdir={folder}"])
     assert len(study_of(folder).trials) == before
 
 
-STUDY = [told(0, 0.01, 0.5, 1.2), told(1, 0.1, 0.8, 0.4), told(2, 1.0, 0.6, 9.0), told(3, 5.0, None, None)]
+STUDY = [
+    trial_record(0, 0.01, 0.5, 1.2),
+    trial_record(1, 0.1, 0.8, 0.4),
+    trial_record(2, 1.0, 0.6, 9.0),
+    trial_record(3, 5.0, None, None),
+]
 
 
 def test_pictures_say_the_best_and_where_it_diverges(no_pictures):
@@ -170,9 +180,9 @@ def test_pictures_say_the_best_and_where_it_diverges(no_pictures):
 
 def test_the_page_says_which_value_is_at_an_edge(no_pictures):
     ranges = (space.parse("learning_rate:log:1e-3:0.1"),)
-    made = Provenance({"jax": "1"}, "--x=1", "python")
+    provenance = Provenance({"jax": "1"}, "--x=1", "python")
     study = search_page.Study("last_k:k=<2>", ranges, STUDY, 1)
-    text = search_page.page("a <b>", "Lead.", [study], [], [("full", "said")], ["a note"], made)
+    text = search_page.page("a <b>", "Lead.", [study], [], [("full", "said")], ["a note"], provenance)
     assert "the highest of its range" in visible(text)
     assert "<b>" not in text.replace("<b></b>", "") and "last_k:<wbr>k=&lt;2&gt;" in text
     assert "Results" not in visible(text)  # nothing was trained anew
@@ -184,13 +194,13 @@ def test_pages_are_drawn_without_network():
     import base64
     import xml.etree.ElementTree as ET
 
-    made = Provenance({"jax": "1"}, "--x=1", "python")
+    provenance = Provenance({"jax": "1"}, "--x=1", "python")
     study = search_page.Study("full", (space.parse("learning_rate:log:1e-3:10"),), STUDY, 1)
     rates = range_test.rates(1e-3, 10, 40)
     losses = 0.5 + np.abs(np.log10(rates))
     pages = [
-        search_page.page("search", "Lead.", [study], [], [], [], made),
-        search_page.range_page("full", "Lead.", rates, losses, range_test.suggested(rates, losses), made),
+        search_page.page("search", "Lead.", [study], [], [], [], provenance),
+        search_page.range_page("full", "Lead.", rates, losses, range_test.suggested(rates, losses), provenance),
     ]
     for text, count in zip(pages, (3, 1), strict=True):
         images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', text)
@@ -225,8 +235,8 @@ SHAPES = [
 
 @pytest.mark.parametrize(("text", "count"), SHAPES)
 def test_shapes_are_what_is_compiled(text, count):
-    given = {"penalty": "l2:weight=1", "strategies": ("last_k:k=1",)}
-    assert search_flags.shapes(given, space.parse(text)) == count
+    flags = {"penalty": "l2:weight=1", "strategies": ("last_k:k=1",)}
+    assert search_flags.shapes(flags, space.parse(text)) == count
 
 
 def test_the_range_test_suggests_a_tenth_of_the_rate_where_the_loss_is_lowest():
@@ -237,11 +247,11 @@ def test_the_range_test_suggests_a_tenth_of_the_rate_where_the_loss_is_lowest():
     losses = 0.5 + (np.log10(rates) + 1) ** 2 / 8 + noise
     gone = np.where(rates > 2, np.inf, np.where(rates > 1, 1e30, losses))
     for curve in (losses, gone):
-        found = range_test.suggested(rates, curve)
-        assert 0.05 < found.lowest < 0.2 and found.rate == pytest.approx(found.lowest / 10)
-        assert found.edge == ""
+        suggestion = range_test.suggested(rates, curve)
+        assert 0.05 < suggestion.lowest < 0.2 and suggestion.rate == pytest.approx(suggestion.lowest / 10)
+        assert suggestion.edge == ""
     assert range_test.suggested(rates, losses).diverged is None
-    assert found.diverged == pytest.approx(2, rel=0.04)
+    assert suggestion.diverged == pytest.approx(2, rel=0.04)
 
 
 def test_the_range_test_says_which_end_was_in_the_way():
@@ -263,8 +273,8 @@ def test_the_range_test_is_one_fit_at_rising_rates(tasks, tmp_path, no_pictures,
     monkeypatch.setattr(
         range_test, "suggested", lambda rates, losses: seen.update(losses=losses) or suggested(rates, losses)
     )
-    given = command(tasks, tmp_path, strategies=("scratch", "full"), hidden=(), steps=30, source=None)
-    search.main(["search", *given, "--lr_range_test", "--lr_low=1e-3", "--lr_high=1e3"])
+    argv = command(tasks, tmp_path, strategies=("scratch", "full"), hidden=(), steps=30, source=None)
+    search.main(["search", *argv, "--lr_range_test", "--lr_low=1e-3", "--lr_high=1e3"])
     kernel, bias = (np.array(seen["trial"].params["head"][name], np.float64) for name in ("kernel", "bias"))
     expected = []
     for chosen, rate in zip(seen["trial"].order(0, 30), np.geomspace(1e-3, 1e3, 30), strict=True):
@@ -291,6 +301,6 @@ RANGES = [
 
 @pytest.mark.parametrize(("more", "message"), RANGES, ids=[" ".join(more) for more, _ in RANGES])
 def test_a_range_test_that_shows_nothing_is_refused(more, message, tasks, tmp_path):
-    given = command(tasks, tmp_path, strategies=("scratch",), hidden=(), source=None)
+    argv = command(tasks, tmp_path, strategies=("scratch",), hidden=(), source=None)
     with pytest.raises(InputError, match=message):
-        search.main(["search", *given, "--lr_range_test", *more])
+        search.main(["search", *argv, "--lr_range_test", *more])

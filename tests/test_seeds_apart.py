@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_draws import line, planned, planted
 from test_programs import results
-from test_study import cell, fits, found
+from test_study import as_read, cell, fits
 
 from experiments import compare, report
 from experiments.pages import compare as compare_page
@@ -116,7 +116,7 @@ def test_budgets_without_a_common_seed_are_judged_apart_and_those_with_one_as_be
     of_lost = {where: {**of_cell, **({6: lost} if where == cells[1] else {})} for where, of_cell in apart.items()}
     assert verdicts.compared(of_lost, 0.01, 0.95)[0][0].diverged == (1, 0)
     assert asides.spreads([of_apart], apart) == []
-    page = compare_page.judged([found(apart)], Judging(margin=1.0), [])
+    page = compare_page.judged([as_read(apart)], Judging(margin=1.0), [])
     assert [each.word for each in page.family] == ["positive"] and compare_page.sections(page, {})
 
 
@@ -145,7 +145,7 @@ def test_what_seeds_apart_gain_is_the_covariance_of_budgets():
 
 
 def test_a_design_says_who_gets_how_many_seeds(capsys):
-    design_page.show([found(table())], Judging(margin=2.0), 60)
+    design_page.show([as_read(table())], Judging(margin=2.0), 60)
     text = capsys.readouterr().out
     assert "variance of an area over that with shared seeds" in text and "--seeds_apart" in text
     flags = dict(part.split("=", 1) for part in text.split() if part.startswith("--") and "=" in part)
@@ -153,7 +153,7 @@ def test_a_design_says_who_gets_how_many_seeds(capsys):
     first, last = map(int, flags["--seeds"].split("-"))
     assert last - first + 1 == sum(numbers) and first == 5
     with pytest.raises(InputError, match="--seeds_apart"):
-        design_page.show([found(table(5))], Judging(margin=2.0), 60)
+        design_page.show([as_read(table(5))], Judging(margin=2.0), 60)
 
 
 # ---- What is trained

@@ -77,14 +77,14 @@ def ends_of(spec, fits, states=(), ends=tuple(ENDS), **execution):
         logits = evaluate.logits_of(spec, fits, state, padded, 60, run)()
         for row, i in enumerate(state.fits):
             average = jax.tree.map(lambda leaf, row=row: np.array(leaf[row]), state.average.params)
-            result[i] = jax.tree.map(np.array, state.of(row)[0]), average, logits[row]
+            result[i] = jax.tree.map(np.array, state.params_and_state(row)[0]), average, logits[row]
     return result, shared
 
 
 def assert_same(got, expected):
     assert jax.tree.structure(got) == jax.tree.structure(expected)
-    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        assert one.dtype == other.dtype and one.tobytes() == other.tobytes()
+    for leaf, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert leaf.dtype == other.dtype and leaf.tobytes() == other.tobytes()
 
 
 def test_what_is_shared_is_the_very_array_and_equal_means_to_the_bit():
@@ -92,9 +92,9 @@ def test_what_is_shared_is_the_very_array_and_equal_means_to_the_bit():
     nan = np.float32([np.nan])
     trees = [{"a": same, "b": plus, "c": nan, "d": np.float32(1), "e": plus}] * 2
     trees.append({"a": same, "b": minus, "c": nan.copy(), "d": np.float32(1), "e": plus.astype(np.int32)})
-    own, shared = vectorize.share(trees)
-    assert shared["a"] is same and paths.names(shared) == ["a", "c", "d"] and paths.names(own) == ["b", "e"]
-    assert np.signbit(np.asarray(own["b"])).ravel().tolist() == [False, False, True]
+    per_fit, shared = vectorize.share(trees)
+    assert shared["a"] is same and paths.names(shared) == ["a", "c", "d"] and paths.names(per_fit) == ["b", "e"]
+    assert np.signbit(np.asarray(per_fit["b"])).ravel().tolist() == [False, False, True]
     may = {"a": True, "b": True, "c": False, "d": False, "e": True}
     assert paths.names(vectorize.share(trees, may)[1]) == ["a"]
     assert vectorize.share(trees[:1])[1] is None
@@ -224,12 +224,12 @@ def test_the_bytes_of_sixteen_fits_are_the_base_and_sixteen_times_what_trains(na
     trained, frozen = masks.split(group[0].params, group[0].phases[0][1])
     arguments, compiled = [], vectorize.executable
 
-    def asked(*given, **named):
-        program = compiled(*given, **named)
+    def watched(*positional, **named):
+        program = compiled(*positional, **named)
         arguments.append(program.memory_analysis().argument_size_in_bytes)
         return program
 
-    monkeypatch.setattr(vectorize, "executable", asked)
+    monkeypatch.setattr(vectorize, "executable", watched)
     gc.collect()
     before = {id(array) for array in jax.live_arrays()}
     [(state, _)] = train.fit(spec, group, data, [2], execution=train.Execution(many="vmap"))
@@ -254,11 +254,11 @@ def memory_of(name, source, model, shape, count, monkeypatch):
     loss, compiled = objective.loss("softmax_cross_entropy"), vectorize.executable
     spec = train.Spec(model, loss, optimizers.spec("adam")[0], merge=merges[0])
 
-    def asked(*given, **named):
-        raise Compiled(compiled(*given, **named).memory_analysis())
+    def watched(*positional, **named):
+        raise Compiled(compiled(*positional, **named).memory_analysis())
 
     with monkeypatch.context() as patch, pytest.raises(Compiled) as stopped:
-        patch.setattr(vectorize, "executable", asked)
+        patch.setattr(vectorize, "executable", watched)
         list(train.fit(spec, fits, data, [2], execution=train.Execution(many="map")))
     return *masks.split(fits[0].params, fits[0].phases[0][1]), stopped.value.args[0]
 
@@ -289,7 +289,7 @@ def test_low_rank_fits_of_a_transformer_equal_themselves_alone():
 
     def after(fits, many):
         [(state, _)] = train.fit(spec, fits, data, [2], execution=train.Execution(many=many))
-        return [jax.tree.leaves(jax.tree.map(np.array, state.of(row)[0])) for row in range(len(fits))]
+        return [jax.tree.leaves(jax.tree.map(np.array, state.params_and_state(row)[0])) for row in range(len(fits))]
 
     together, beside = after(fits, "map"), after(fits, "vmap")
     for i, fit in enumerate(fits):

@@ -88,8 +88,8 @@ def test_over_the_budget_the_run_says_so_and_gives_the_same(even_tasks, tmp_path
     assert "the budget 0 MB, so computed in every step" in capsys.readouterr().out
     none = transfer.run(**arguments(even_tasks, tmp_path / "none", features_budget=0))
     full = transfer.run(**arguments(even_tasks, tmp_path / "full"))
-    for one, two, three in zip(lean, none, full, strict=True):
-        assert one.test_loss == two.test_loss == pytest.approx(three.test_loss, rel=1e-5)
+    for first, two, three in zip(lean, none, full, strict=True):
+        assert first.test_loss == two.test_loss == pytest.approx(three.test_loss, rel=1e-5)
 
 
 @pytest.mark.slow
@@ -97,9 +97,9 @@ def test_over_the_budget_the_run_says_so_and_gives_the_same(even_tasks, tmp_path
 def test_flags_of_speed_leave_accuracy_as_it_is(flags, even_tasks, tmp_path):
     plain = transfer.run(**arguments(even_tasks, tmp_path / "plain"))
     other = transfer.run(**arguments(even_tasks, tmp_path / "other", **flags))
-    for one, two in zip(plain, other, strict=True):
-        assert two.test_loss == pytest.approx(one.test_loss, rel=0.02)
-        assert one.key != two.key
+    for first, two in zip(plain, other, strict=True):
+        assert two.test_loss == pytest.approx(first.test_loss, rel=0.02)
+        assert first.key != two.key
 
 
 @pytest.mark.slow

@@ -176,8 +176,10 @@ def test_what_becomes_of_the_head_is_known_without_a_draw(tasks, tmp_path, monke
     """So that an evaluation needs none to know whether the start has a head to judge."""
     monkeypatch.setattr("tljax.models.init", lambda *_, **__: pytest.fail("it draws"))
     for target, head, expected in (("same", "auto", True), ("clothes", "auto", False), ("same", "fresh", False)):
-        made = Settings.from_flags(**arguments(tasks, tmp_path / "w", target=str(tasks / f"{target}.npz"), head=head))
-        head_is_copied = plan.head_of(made, data.load(made.source), data.load(made.target)) == "copy"
+        settings = Settings.from_flags(
+            **arguments(tasks, tmp_path / "w", target=str(tasks / f"{target}.npz"), head=head)
+        )
+        head_is_copied = plan.head_of(settings, data.load(settings.source), data.load(settings.target)) == "copy"
         assert head_is_copied == expected
 
 

@@ -108,9 +108,9 @@ def test_at_the_start_the_outputs_are_the_sources_and_merged_is_unmerged(name):
         np.testing.assert_array_equal(apply(form(start.params), x), outputs)
     with jax.enable_x64(True):
         x, params = x.astype(np.float64), jax.tree.map(lambda leaf: leaf.astype(np.float64), moved.params)
-        of = {form: np.asarray(apply(getattr(moved, form)(params), x)) for form in ("factored", "merge")}
-    np.testing.assert_allclose(of["factored"], of["merge"], rtol=0, atol=1e-6)
-    assert np.abs(of["merge"] - outputs).max() > 0.01 and not plan.merged(moved)
+        applied = {form: np.asarray(apply(getattr(moved, form)(params), x)) for form in ("factored", "merge")}
+    np.testing.assert_allclose(applied["factored"], applied["merge"], rtol=0, atol=1e-6)
+    assert np.abs(applied["merge"] - outputs).max() > 0.01 and not plan.merged(moved)
 
 
 def test_every_layer_below_the_head_gets_them_and_a_layer_without_a_bias_no_shift():
@@ -201,8 +201,8 @@ def test_a_scale_of_outputs_costs_half_of_what_a_scaled_kernel_costs():
     model = models.build("mlp", 10, hidden=(512,), activation="relu")
     start, _ = started(model, strategy="ssf")
     [(_, mask)] = start.phases
-    of = {
+    flops_by_form = {
         form: flops.step_flops(model, start.params, mask, (28, 28, 1), 100, getattr(start, form)) / 1e6
         for form in ("factored", "merge")
     }
-    assert of["factored"] < 90 and of["merge"] > 160, of
+    assert flops_by_form["factored"] < 90 and flops_by_form["merge"] > 160, flops_by_form

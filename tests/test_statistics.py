@@ -44,12 +44,14 @@ def binary(
     is Phi((probit + better) / sd of all effects), so the true difference is known.
     """
     shared = rng.standard_normal(items, np.float32) + np.float32(0.1) * rng.standard_normal((fits, 1), np.float32)
-    own = np.float32(by_item) * rng.standard_normal((strategies + 1, 1, items), np.float32)
-    own = own + np.float32(by_fit) * rng.standard_normal((strategies + 1, fits, 1), np.float32)
+    strategy_effects = np.float32(by_item) * rng.standard_normal((strategies + 1, 1, items), np.float32)
+    strategy_effects = strategy_effects + np.float32(by_fit) * rng.standard_normal(
+        (strategies + 1, fits, 1), np.float32
+    )
     noise = rng.standard_normal((strategies + 1, fits, items), np.float32)
     shift = np.full((strategies + 1, 1, 1), probit + better)
     shift[0] = probit
-    right = shared + own + noise + shift > 0
+    right = shared + strategy_effects + noise + shift > 0
     return right[1:].astype(float) - right[0]
 
 
@@ -94,18 +96,18 @@ def test_mcnemar_is_a_sign_test_on_the_items_that_differ() -> None:
 
 def test_mean_squares_are_those_of_the_textbook() -> None:
     scores = np.random.default_rng(0).standard_normal((2, 6, 40)) + 5
-    found = statistics.mean_squares(scores)
+    squares = statistics.mean_squares(scores)
     x, y = scores
     fits = items = residual = 0.0
-    for one, other in ((x, x), (x, y)):
-        grand = one.mean(), other.mean()
-        fits = 40 * sum((one[i].mean() - grand[0]) * (other[i].mean() - grand[1]) for i in range(6)) / 5
-        items = 6 * sum((one[:, j].mean() - grand[0]) * (other[:, j].mean() - grand[1]) for j in range(40)) / 39
-        total = sum((one[i, j] - grand[0]) * (other[i, j] - grand[1]) for i in range(6) for j in range(40))
+    for first, other in ((x, x), (x, y)):
+        grand = first.mean(), other.mean()
+        fits = 40 * sum((first[i].mean() - grand[0]) * (other[i].mean() - grand[1]) for i in range(6)) / 5
+        items = 6 * sum((first[:, j].mean() - grand[0]) * (other[:, j].mean() - grand[1]) for j in range(40)) / 39
+        total = sum((first[i, j] - grand[0]) * (other[i, j] - grand[1]) for i in range(6) for j in range(40))
         residual = (total - 5 * fits - 39 * items) / (5 * 39)
         place = (0, 0 if other is x else 1)
-        assert [part[place] for part in found] == pytest.approx([fits, items, residual], abs=1e-10)
-    assert all(np.array_equal(part, part.T) for part in found)
+        assert [part[place] for part in squares] == pytest.approx([fits, items, residual], abs=1e-10)
+    assert all(np.array_equal(part, part.T) for part in squares)
 
 
 def test_mean_squares_agree_with_statsmodels() -> None:
@@ -144,17 +146,17 @@ def test_without_a_component_of_items_it_is_the_t_test_on_the_fits() -> None:
     scores = effects(3.0, 0.2, 0.5)
     assert statistics.mean_squares(scores[None]).items < 0.5
     expected = stats.ttest_1samp(scores.mean(1), 0).confidence_interval(0.9)
-    found = crossed(scores, 0.9)
-    assert found.degrees == pytest.approx(4)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    interval = crossed(scores, 0.9)
+    assert interval.degrees == pytest.approx(4)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_where_fits_agree_it_is_the_t_test_on_the_items() -> None:
     items = np.random.default_rng(0).integers(-1, 2, 300).astype(float)
     expected = stats.ttest_1samp(items, 0).confidence_interval(0.95)
-    for found in (crossed(np.tile(items, (4, 1))), over_items(items)):
-        assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
-        assert found.degrees == pytest.approx(299)
+    for interval in (crossed(np.tile(items, (4, 1))), over_items(items)):
+        assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+        assert interval.degrees == pytest.approx(299)
 
 
 # Ties
@@ -373,12 +375,12 @@ def test_groups_that_differ_much_in_size_are_told_to_be_few() -> None:
     equal, one_large = np.arange(200) % 10, np.minimum(np.arange(200) // 5, 20)  # a half of the items are one group
     larger = np.repeat(np.arange(14), [30, 30, 25, 25, *[10] * 10])
     assert round(statistics.as_many(np.bincount(larger))) == 7
-    said = "groups of test items"
+    what = "groups of test items"
     for groups, word, warning in (
         (equal, True, ""),
         (np.arange(199) % 8, True, ""),
-        (larger, True, f"14 {said} that differ so in size say no more than 7 of one size."),
-        (one_large, False, f"21 {said} so unequal say no more than 1 of one size: no word is given."),
+        (larger, True, f"14 {what} that differ so in size say no more than 7 of one size."),
+        (one_large, False, f"21 {what} so unequal say no more than 1 of one size: no word is given."),
     ):
         scores = rng.integers(-1, 2, (3, len(groups))).astype(float)
         (verdict,) = verdicts([scores], 0.1, groups=groups)
@@ -439,16 +441,16 @@ def test_a_comparison_made_twice_costs_nothing_where_it_is_known_well() -> None:
 
 def test_correlations_are_those_that_were_planted() -> None:
     scores = binary(np.random.default_rng(1), 3, 30, 3000, by_item=0.5, by_fit=0.3)
-    found = statistics.correlations(statistics.mean_squares(scores), 30, 3000)
+    correlations = statistics.correlations(statistics.mean_squares(scores), 30, 3000)
     # All are compared with the same scratch, which makes half of the variance of each difference.
-    assert found[np.triu_indices(3, 1)] == pytest.approx([0.5] * 3, abs=0.15)
-    assert np.diag(found) == pytest.approx([1] * 3) and np.linalg.eigvalsh(found).min() > -1e-12
+    assert correlations[np.triu_indices(3, 1)] == pytest.approx([0.5] * 3, abs=0.15)
+    assert np.diag(correlations) == pytest.approx([1] * 3) and np.linalg.eigvalsh(correlations).min() > -1e-12
 
 
 def test_the_correlation_is_that_of_the_formula() -> None:
     parts = [np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[2.0, 1.2], [1.2, 2.0]]), np.array([[1.0, 0.5], [0.5, 1.0]])]
-    found = statistics.correlations(statistics.Squares(*parts), 1000, 1000)
-    assert found[0, 1] == pytest.approx((1.0 + 1.2 - 0.5) / (2.0 + 2.0 - 1.0), rel=0.01)
+    correlations = statistics.correlations(statistics.Squares(*parts), 1000, 1000)
+    assert correlations[0, 1] == pytest.approx((1.0 + 1.2 - 0.5) / (2.0 + 2.0 - 1.0), rel=0.01)
 
 
 def test_two_fits_alone_correlate_nothing() -> None:
@@ -461,8 +463,8 @@ def test_two_fits_alone_correlate_nothing() -> None:
 def test_where_shapes_differ_the_bound_is_sidaks() -> None:
     rng = np.random.default_rng(3)
     scores = [rng.integers(-1, 2, (fits, items)).astype(float) for fits, items in ((5, 100), (4, 100), (5, 300))]
-    for one, interval in zip(scores, simultaneous(scores, 0.95), strict=True):
-        assert interval[:2] == pytest.approx(crossed(one, 0.95 ** (1 / 3))[:2], abs=1e-3)
+    for table, interval in zip(scores, simultaneous(scores, 0.95), strict=True):
+        assert interval[:2] == pytest.approx(crossed(table, 0.95 ** (1 / 3))[:2], abs=1e-3)
 
 
 # Verdicts
@@ -474,17 +476,17 @@ def test_the_words_are_read_off_the_intervals() -> None:
         items = rng.choice([400, 2000])
         scores = binary(rng, 2, 5, items, by_item=0.3, by_fit=0.05, better=rng.choice([0.0, 0.1, 0.4]))
         scores = np.concatenate([scores, -scores])
-        found = verdicts(scores, 0.05)
-        assert [one.interval for one in found] == simultaneous(scores, 0.95)
-        assert [one.narrow for one in found] == simultaneous(scores, 0.9)
-        for one in found:
-            low, high = one.interval.low, one.interval.high
-            inside = max(-one.narrow.low, one.narrow.high) < 0.05
-            assert (one.word == "positive") == (low > 0) and (one.word == "negative") == (high < 0)
-            assert (one.word == "equivalent") == (low <= 0 <= high and inside)
-            assert (one.p < 0.05) == (one.word in ("positive", "negative"))
-            assert (one.size == "beyond") == (low > 0.05 or high < -0.05) and (one.size == "within") == inside
-            words.add((one.word, one.size))
+        family = verdicts(scores, 0.05)
+        assert [verdict.interval for verdict in family] == simultaneous(scores, 0.95)
+        assert [verdict.narrow for verdict in family] == simultaneous(scores, 0.9)
+        for verdict in family:
+            low, high = verdict.interval.low, verdict.interval.high
+            inside = max(-verdict.narrow.low, verdict.narrow.high) < 0.05
+            assert (verdict.word == "positive") == (low > 0) and (verdict.word == "negative") == (high < 0)
+            assert (verdict.word == "equivalent") == (low <= 0 <= high and inside)
+            assert (verdict.p < 0.05) == (verdict.word in ("positive", "negative"))
+            assert (verdict.size == "beyond") == (low > 0.05 or high < -0.05) and (verdict.size == "within") == inside
+            words.add((verdict.word, verdict.size))
     assert words == {
         *(("positive", size) for size in ("beyond", "within", "open")),
         *(("negative", size) for size in ("beyond", "within", "open")),
@@ -507,11 +509,11 @@ def test_two_fits_are_told_to_be_few() -> None:
 
 def test_the_adjusted_p_is_the_level_at_which_the_interval_touches_0() -> None:
     scores = binary(np.random.default_rng(5), 3, 5, 300, by_item=0.3, by_fit=0.05, better=0.1)
-    for k, one in enumerate(verdicts(scores, 0.01)):
-        interval = simultaneous(scores, 1 - one.p)[k]
+    for k, verdict in enumerate(verdicts(scores, 0.01)):
+        interval = simultaneous(scores, 1 - verdict.p)[k]
         assert min(abs(interval.low), abs(interval.high)) < 1e-8
         alone = verdicts([scores[k]], 0.01)[0].p
-        assert alone < one.p < 3 * alone or one.p == 1
+        assert alone < verdict.p < 3 * alone or verdict.p == 1
 
 
 def test_equivalence_is_two_one_sided_tests() -> None:
@@ -570,7 +572,7 @@ def test_the_range_of_the_power_holds_the_true_power_in_9_of_10_studies(fits: in
 def outcomes(rng: np.random.Generator, repetitions: int, m: int, fits: int, items: int, **effects: float) -> np.ndarray:
     """[repetitions, 2]: the share of m intervals that hold alone, and whether all simultaneous ones do."""
     expected = truth(effects["by_item"], effects["by_fit"], effects.get("better", 0.0))
-    found = []
+    result = []
     for _ in range(repetitions):
         scores = binary(rng, m, fits, items, **effects)
         squares = statistics.mean_squares(scores)
@@ -581,8 +583,8 @@ def outcomes(rng: np.random.Generator, repetitions: int, m: int, fits: int, item
         if not together:
             correlation = statistics.correlations(squares, fits, items)
             together = statistics.largest_beyond(correlation)(-stats.norm.ppf(alone.min())) > 0.05
-        found.append((np.mean(alone > 0.025), together))
-    return np.array(found)
+        result.append((np.mean(alone > 0.025), together))
+    return np.array(result)
 
 
 EFFECTS = {
@@ -621,12 +623,12 @@ def test_a_planted_effect_is_found_as_often_as_the_power_says() -> None:
     effects = {**EFFECTS["both vary"], "better": 0.3}
     margin = truth(effects["by_item"], effects["by_fit"], 0.3)
     rng = np.random.default_rng(11)
-    found = [verdicts(binary(rng, 1, 10, 300, **effects), margin)[0] for _ in range(300)]
-    positive = np.mean([one.word == "positive" for one in found])
+    judged = [verdicts(binary(rng, 1, 10, 300, **effects), margin)[0] for _ in range(300)]
+    positive = np.mean([verdict.word == "positive" for verdict in judged])
     assert 0.3 < positive < 0.95
     # The power is of an estimated error, so itself estimated: its range holds the true one in 9 of 10 studies.
-    holds = np.mean([one.power[0] <= positive <= one.power[1] for one in found])
-    assert holds > 0.8 and np.mean([one.power[1] - one.power[0] for one in found]) < 0.7
+    holds = np.mean([verdict.power[0] <= positive <= verdict.power[1] for verdict in judged])
+    assert holds > 0.8 and np.mean([verdict.power[1] - verdict.power[0] for verdict in judged]) < 0.7
 
 
 def share(

@@ -129,7 +129,7 @@ def trained(mask):
     return {path for path, m in leaves(mask).items() if masks.trains(m)}
 
 
-def given(text, **changed):
+def answer(text, **changed):
     """What the strategy returns."""
     method, options = plugins.method(text)
     params, context = start(text.split(":")[0])
@@ -139,38 +139,38 @@ def given(text, **changed):
 def evaluated(text, **changed):
     """[(start, mask)] of the strategy, its phases' strategies evaluated, linted."""
     params, context = start(text.split(":")[0])
-    result = given(text, **changed)
+    result = answer(text, **changed)
     phases = result if isinstance(result, list) else [Phase(0.0, result)]
     context = context._replace(**changed)
-    found = [
+    all_phases = [
         Phase(phase.start, phase.mask(params, context) if masks.is_strategy(phase.mask) else phase.mask)
         for phase in phases
     ]
     masks.lint_phases(params, phases, context.fresh)
-    masks.lint_phases(params, found, context.fresh)
+    masks.lint_phases(params, all_phases, context.fresh)
     # Of a mask that moves, what it may train.
-    scopes = [phase.mask.scope if isinstance(phase.mask, MaskSchedule) else phase.mask for phase in found]
-    return [(phase.start, scope) for phase, scope in zip(found, scopes, strict=True)]
+    scopes = [phase.mask.scope if isinstance(phase.mask, MaskSchedule) else phase.mask for phase in all_phases]
+    return [(phase.start, scope) for phase, scope in zip(all_phases, scopes, strict=True)]
 
 
 @pytest.mark.parametrize("text", TRAINED)
 def test_a_strategy_trains_just_these_leaves_whole(text):
-    mask = given(text)
+    mask = answer(text)
     assert set(map(type, jax.tree.leaves(mask))) == {bool}
     assert trained(mask) == TRAINED[text]
 
 
 @pytest.mark.parametrize("text", RATES)
 def test_a_strategy_gives_each_stage_its_rate(text):
-    for path, rate in leaves(given(text)).items():
+    for path, rate in leaves(answer(text)).items():
         assert rate == pytest.approx(RATES[text][path.split("/")[0]], rel=1e-12)
 
 
 @pytest.mark.parametrize("text", PHASES)
 def test_a_strategy_goes_through_these_phases(text):
-    found = evaluated(text)
-    assert [begin for begin, _ in found] == pytest.approx([begin for begin, _ in PHASES[text]])
-    assert [trained(mask) for _, mask in found] == [expected for _, expected in PHASES[text]]
+    phases = evaluated(text)
+    assert [begin for begin, _ in phases] == pytest.approx([begin for begin, _ in PHASES[text]])
+    assert [trained(mask) for _, mask in phases] == [expected for _, expected in PHASES[text]]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -207,9 +207,9 @@ def test_a_strategy_needs_no_fresh_leaves(name):
 def test_a_strategy_is_pure(name):
     params, _ = start(name)
     before = jax.tree.map(np.array, params)
-    one, two = evaluated(name), evaluated(name)
-    assert [begin for begin, _ in one] == [begin for begin, _ in two]
-    assert all(masks.equal(a, b) for (_, a), (_, b) in zip(one, two, strict=True))
+    first, two = evaluated(name), evaluated(name)
+    assert [begin for begin, _ in first] == [begin for begin, _ in two]
+    assert all(masks.equal(a, b) for (_, a), (_, b) in zip(first, two, strict=True))
     assert jax.tree.structure(before) == jax.tree.structure(params)
     assert jax.tree.all(jax.tree.map(np.array_equal, before, params))
 
@@ -262,7 +262,7 @@ def test_a_model_without_attention_is_told_what_it_lacks():
 
 
 def test_a_bias_only_fit_with_a_copied_head_leaves_its_kernel():
-    assert trained(given("bias_only", fresh=NOTHING)) == {"hidden_0/bias", "hidden_1/bias", "head/bias"}
+    assert trained(answer("bias_only", fresh=NOTHING)) == {"hidden_0/bias", "hidden_1/bias", "head/bias"}
 
 
 @pytest.mark.parametrize("name", ["head_only", "last_k", "lp_ft", "gradual_unfreeze", "bottom_up"])
@@ -287,8 +287,10 @@ def test_chain_thaw_trains_each_stage_alone_where_the_head_was_copied():
 )
 def test_reinit_names_the_stages_to_draw_anew(text, expected):
     method, options = plugins.method(text)
-    own = inspect.signature(method.reinit).parameters
-    assert list(method.reinit(CONTEXT, **{key: value for key, value in options.items() if key in own})) == expected
+    parameters = inspect.signature(method.reinit).parameters
+    assert (
+        list(method.reinit(CONTEXT, **{key: value for key, value in options.items() if key in parameters})) == expected
+    )
 
 
 @pytest.mark.parametrize(
@@ -352,7 +354,7 @@ def test_reinit_names_the_stages_to_draw_anew(text, expected):
 )
 def test_options_out_of_range_are_refused(text, message):
     with pytest.raises(InputError, match=message):
-        given(text)
+        answer(text)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +363,7 @@ def test_options_out_of_range_are_refused(text, message):
 )
 def test_a_strategy_says_what_it_needs(name, field):
     with pytest.raises(InputError, match=rf"{name} needs context\.{field}: a"):
-        given(name, **{field: None})
+        answer(name, **{field: None})
 
 
 @pytest.mark.parametrize(
@@ -373,7 +375,7 @@ def test_a_strategy_says_what_it_needs(name, field):
 )
 def test_a_strategy_by_stages_refuses_to_go_without_them(name):
     with pytest.raises(InputError):
-        given(name, stages=())
+        answer(name, stages=())
 
 
 def test_models_that_lack_what_a_strategy_trains_are_refused():
@@ -440,9 +442,11 @@ NORM_NAMES = {
 
 @pytest.mark.parametrize(("params", "count"), NORM_NAMES.values(), ids=NORM_NAMES)
 def test_norm_only_trains_scale_and_bias_of_every_norm_whatever_it_is_called(params, count):
-    found = trained(plugins.method("norm_only")[0].strategy(params, Context()))
-    assert len(found) == count
-    assert not any(word in path.lower() for path in found for word in ("dense", "query", "proj", "fc", "linear"))
+    paths_trained = trained(plugins.method("norm_only")[0].strategy(params, Context()))
+    assert len(paths_trained) == count
+    assert not any(
+        word in path.lower() for path in paths_trained for word in ("dense", "query", "proj", "fc", "linear")
+    )
 
 
 @pytest.mark.parametrize(
@@ -652,7 +656,7 @@ def test_auto_rgn_gives_the_ratio_of_norms_over_the_largest():
 
 def test_auto_rgn_asks_again_at_the_parameters_of_each_phase():
     moved = jax.tree.map(lambda leaf: leaf + 1, PARAMS)
-    phase = given("auto_rgn:phases=2")[1]
+    phase = answer("auto_rgn:phases=2")[1]
     now = leaves(phase.mask(moved, CONTEXT))
     ratios = {p: np.linalg.norm(leaves(gradient(moved))[p]) / np.linalg.norm(leaves(moved)[p]) for p in ZERO | ONE}
     assert {p: now[p] for p in ratios} == pytest.approx({p: r / max(ratios.values()) for p, r in ratios.items()})
@@ -687,9 +691,9 @@ def selected(mask):
 @pytest.mark.parametrize("name", sorted(ELEMENTS))
 @pytest.mark.parametrize("fraction", [0.05, 0.3])
 def test_a_fraction_of_the_kept_elements_trains_and_the_fresh_leaves_whole(name, fraction):
-    mask = given(f"{name}:fraction={fraction}")
-    found = selected(mask)
-    assert sum(m.sum() for m in found.values()) == round(fraction * sum(m.size for m in found.values()))
+    mask = answer(f"{name}:fraction={fraction}")
+    chosen = selected(mask)
+    assert sum(m.sum() for m in chosen.values()) == round(fraction * sum(m.size for m in chosen.values()))
     assert mask["head"] == {"bias": True, "kernel": True}
     assert {type(m) for m in jax.tree.leaves(mask)} <= {bool, np.ndarray}
 
@@ -700,19 +704,19 @@ def test_a_fraction_of_the_kept_elements_trains_and_the_fresh_leaves_whole(name,
     ids=["gradient_mask", "fisher"],
 )
 def test_the_elements_are_those_with_the_largest_scores(name, score):
-    found = selected(given(f"{name}:fraction=0.3"))
-    scores = {path: score(leaves(gradient(PARAMS))[path]) for path in found}
-    least = min(scores[path][m].min() for path, m in found.items() if m.any())
-    most = max(scores[path][~m].max() for path, m in found.items() if not m.all())
+    chosen = selected(answer(f"{name}:fraction=0.3"))
+    scores = {path: score(leaves(gradient(PARAMS))[path]) for path in chosen}
+    least = min(scores[path][m].min() for path, m in chosen.items() if m.any())
+    most = max(scores[path][~m].max() for path, m in chosen.items() if not m.all())
     assert least >= most
-    assert any(leaves(gradient(PARAMS))[path][m].min() < 0 for path, m in found.items() if m.any())
+    assert any(leaves(gradient(PARAMS))[path][m].min() < 0 for path, m in chosen.items() if m.any())
 
 
 def test_a_random_mask_depends_on_the_key_alone():
-    one, two = given("random_mask:fraction=0.3"), given("random_mask:fraction=0.3", key=jax.random.key(7))
-    assert not masks.equal(one, two)
+    first, two = answer("random_mask:fraction=0.3"), answer("random_mask:fraction=0.3", key=jax.random.key(7))
+    assert not masks.equal(first, two)
     other = plugins.method("random_mask")[0].strategy(jax.tree.map(np.ones_like, PARAMS), CONTEXT, fraction=0.3)
-    assert masks.equal(one, other)
+    assert masks.equal(first, other)
 
 
 def test_integers_are_never_selected_and_may_have_no_gradient():
@@ -747,10 +751,10 @@ def test_lora_starts_from_the_same_outputs_and_merges_into_ordinary_parameters()
 def test_lora_draws_factors_of_the_right_size_one_key_a_kernel():
     params = {"a": {"kernel": np.ones((400, 9))}, "b": {"c": {"kernel": np.ones((400, 9)), "bias": np.ones(9)}}}
     adapted = lora.adapt(params, jax.random.key(0), rank=50)
-    one, two = adapted["a"]["lora_a"], adapted["b"]["c"]["lora_a"]
-    assert one.std() == pytest.approx(400**-0.5, rel=0.02) and not np.array_equal(one, two)
-    assert np.array_equal(one, lora.adapt(params, jax.random.key(0), rank=50)["a"]["lora_a"])
-    assert not adapted["a"]["lora_b"].any() and one.dtype == jnp.result_type(params["a"]["kernel"])
+    first, two = adapted["a"]["lora_a"], adapted["b"]["c"]["lora_a"]
+    assert first.std() == pytest.approx(400**-0.5, rel=0.02) and not np.array_equal(first, two)
+    assert np.array_equal(first, lora.adapt(params, jax.random.key(0), rank=50)["a"]["lora_a"])
+    assert not adapted["a"]["lora_b"].any() and first.dtype == jnp.result_type(params["a"]["kernel"])
 
 
 def test_lora_leaves_heads_and_integers():
@@ -781,4 +785,4 @@ def test_the_page_says_of_every_strategy_which_rates_to_try_and_where_they_are_f
         assert ends or "none found" in rates or "without a number" in source, names
         if not elsewhere:
             texts = [(root / file).read_text(encoding="utf-8") for file in files]
-            assert ends <= {float(found) for found in re.findall(number, " ".join(texts))}, names
+            assert ends <= {float(text) for text in re.findall(number, " ".join(texts))}, names

@@ -97,9 +97,9 @@ def outcome(group, examples, model=MLP, memory=10**7, batch=10, **settings):
     return [results[i] for i in range(len(group))], [logits[i] for i in range(len(group))], messages
 
 
-def assert_same(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+def assert_same(tree, other):
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 

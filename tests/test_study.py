@@ -32,25 +32,27 @@ def fits(rates, items=400, seed=0):
 def rows_of(table):
     return [
         Result(
-            name=f"{one.strategy}-{one.budget}-{seed}",
-            source=one.source,
-            target=one.target,
-            strategy=one.strategy,
+            name=f"{key.strategy}-{key.budget}-{seed}",
+            source=key.source,
+            target=key.target,
+            strategy=key.strategy,
             seed=seed,
-            train_examples=one.budget,
+            train_examples=key.budget,
             test_accuracy=float(right.mean()),
             steps=100,
             seconds=1.0,
         )
-        for one, all_of in table.items()
+        for key, all_of in table.items()
         for seed, right in all_of.items()
     ]
 
 
-def found(table, **more):
+def as_read(table, **more):
     """As if the fits had been read from somewhere: class 1 is the right one of every example."""
     predicted = {
-        f"{one.strategy}-{one.budget}-{s}": right.astype(int) for one, of in table.items() for s, right in of.items()
+        f"{key.strategy}-{key.budget}-{s}": right.astype(int)
+        for key, fits_of_cell in table.items()
+        for s, right in fits_of_cell.items()
     }
     items = len(next(iter(predicted.values())))
     return predictions.Predictions(rows_of(table), predicted, {"b": np.ones(items, int)}, **more)
@@ -88,12 +90,18 @@ def test_words_agree_with_intervals_and_each_target_has_its_share_of_the_level()
             table[cell(name, target=target)] = fits(rate + 0.01 * RNG.normal(size=8), 2000)
     family, others = comparisons.compared(table, 0.02, 0.95)
     assert not others and len(family) == 6
-    for one in family:
-        assert (one.word == "positive") == (one.low > 0) and (one.word == "negative") == (one.high < 0)
-        own = comparisons.alone(table, [cell(one.strategy, target=one.target)], comparisons.Conditions(0.02), 0.975)
-        assert one.high - one.low > own.high - own.low  # the family's, wider than one by itself at the target's level
-    assert {one.strategy: one.word for one in family}["full"] == "positive"
-    assert {one.strategy: one.word for one in family}["worse"] == "negative"
+    for comparison in family:
+        assert (comparison.word == "positive") == (comparison.low > 0) and (comparison.word == "negative") == (
+            comparison.high < 0
+        )
+        alone = comparisons.alone(
+            table, [cell(comparison.strategy, target=comparison.target)], comparisons.Conditions(0.02), 0.975
+        )
+        assert (
+            comparison.high - comparison.low > alone.high - alone.low
+        )  # the family's, wider than one by itself at the target's level
+    assert {comparison.strategy: comparison.word for comparison in family}["full"] == "positive"
+    assert {comparison.strategy: comparison.word for comparison in family}["worse"] == "negative"
 
 
 def test_one_comparison_of_one_budget_is_the_t_interval_over_seeds_where_items_say_nothing_more():
@@ -101,10 +109,10 @@ def test_one_comparison_of_one_budget_is_the_t_interval_over_seeds_where_items_s
     gains = np.array([0.1, 0.3, 0.2, 0.5, 0.15])
     table = {cell("scratch"): {i: np.zeros(100, bool) for i in range(5)}}
     table[cell()] = {i: np.arange(100) < 100 * gain for i, gain in enumerate(gains)}
-    one = comparisons.alone(table, [cell()], comparisons.Conditions(0.01), 0.95)
+    verdict = comparisons.alone(table, [cell()], comparisons.Conditions(0.01), 0.95)
     low, high = stats.t.interval(0.95, 4, gains.mean(), gains.std(ddof=1) / np.sqrt(5))
-    assert one.low < low and high < one.high  # items are drawn anew too, so never narrower
-    assert one.high - one.low < 1.3 * (high - low)
+    assert verdict.low < low and high < verdict.high  # items are drawn anew too, so never narrower
+    assert verdict.high - verdict.low < 1.3 * (high - low)
 
 
 def test_a_single_pair_has_the_exact_p_of_mcnemar():
@@ -118,7 +126,9 @@ def test_a_single_pair_has_the_exact_p_of_mcnemar():
 
 def test_a_single_pair_is_described_and_not_judged():
     family, _ = comparisons.compared({cell(): fits([0.9]), cell("scratch"): fits([0.2])}, 0.01, 0.95)
-    assert [one.word for one in family] == [""] and "two seeds or more" in comparisons.sentence(family, 0.95)
+    assert [comparison.word for comparison in family] == [""] and "two seeds or more" in comparisons.sentence(
+        family, 0.95
+    )
 
 
 def test_a_claim_beyond_the_tasks_is_refused():
@@ -132,32 +142,34 @@ def test_looks_beyond_those_planned_judge_nothing(tmp_path):
     more = {cell(): fits([0.9] * 4), cell("scratch"): fits([0.5] * 4)}
 
     def look(table):
-        return compare_page.judged([found(table)], judging, [], predictions.count_look(tmp_path, table))
+        return compare_page.judged([as_read(table)], judging, [], predictions.count_look(tmp_path, table))
 
     for _ in range(2):  # to look at the same again is no further look
-        assert [one.word for one in look(few).family] == ["positive"]
-    told = look(more)
-    assert [one.word for one in told.family] == [""] and any("looked at 2 times" in note for note in told.notes)
+        assert [comparison.word for comparison in look(few).family] == ["positive"]
+    judged = look(more)
+    assert [comparison.word for comparison in judged.family] == [""] and any(
+        "looked at 2 times" in note for note in judged.notes
+    )
 
 
 def test_planned_looks_share_the_errors_that_are_allowed():
     table = {cell(): fits([0.6, 0.65, 0.7]), cell("scratch"): fits([0.5, 0.52, 0.49])}
-    one, three = (
-        compare_page.judged([found(table)], Judging(2.0, 0.95, "area", looks), []).family[0] for looks in (1, 3)
+    single, three = (
+        compare_page.judged([as_read(table)], Judging(2.0, 0.95, "area", looks), []).family[0] for looks in (1, 3)
     )
-    assert three.high - three.low > one.high - one.low
-    assert one.mean == three.mean
+    assert three.high - three.low > single.high - single.low
+    assert single.mean == three.mean
 
 
 def test_images_most_often_wrong_are_those():
     table = {cell(): {0: np.array([True, False, True]), 1: np.array([True, False, False])}}
     images = np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1)
-    shown = predictions.most_wrong([found(table, images=images, classes=("hat", "bag"))])
+    shown = predictions.most_wrong([as_read(table, images=images, classes=("hat", "bag"))])
     first, captions = shown["b"]
     np.testing.assert_array_equal(first[:2], images[[1, 2]])
     assert captions == ["bag taken for hat; 100 % of fits are wrong", "bag taken for hat; 50 % of fits are wrong"]
     right = {cell(): {0: np.array([True, True, True])}}
-    assert predictions.most_wrong([found(right, images=images, classes=("hat", "bag"))]) == {}
+    assert predictions.most_wrong([as_read(right, images=images, classes=("hat", "bag"))]) == {}
 
 
 def curve(*accuracy):
@@ -178,10 +190,13 @@ def test_milestones_of_taylor_and_stone():
         rows.append(replace(row, start_accuracy=0.55) if row.strategy == "full" else row)
     curves = {"full-10-0": curve(0.4, 0.5, 0.6), "full-10-1": curve(0.3, 0.4, 0.55)}
     curves |= {"scratch-10-0": curve(0.2, 0.3, 0.5), "scratch-10-1": curve(0.2, 0.3, 0.4)}
-    told = {(one["strategy"], one["train_examples"]): one for one in milestones.milestones(rows, curves)}
-    full = told["full", 10]
-    assert full["jump_start"] == pytest.approx(0.05) and told["scratch", 10]["jump_start"] == "not defined"
-    assert full["time_to_threshold"] == 25 and told["scratch", 10]["time_to_threshold"] == ">100"
+    by_strategy = {
+        (milestone["strategy"], milestone["train_examples"]): milestone
+        for milestone in milestones.milestones(rows, curves)
+    }
+    full = by_strategy["full", 10]
+    assert full["jump_start"] == pytest.approx(0.05) and by_strategy["scratch", 10]["jump_start"] == "not defined"
+    assert full["time_to_threshold"] == 25 and by_strategy["scratch", 10]["time_to_threshold"] == ">100"
     assert full["flops"] == 2500 and full["flops_with_source"] == 9500
     assert full["seconds"] == pytest.approx(0.25) and full["seconds_with_source"] == pytest.approx(3.25)
     assert full["area"] == pytest.approx((0.5 + 0.4125) / 2)
@@ -196,14 +211,14 @@ def test_examples_saved_are_censored_where_scratch_was_not_trained(accuracy, exp
 
 def test_strategies_are_compared_with_any_one_of_them():
     table = {cell("first"): fits([0.7, 0.72, 0.71]), cell("last"): fits([0.5, 0.52, 0.49], seed=1), cell("scratch"): {}}
-    [one], _ = comparisons.compared(table, 0.01, 0.95, base="last")
-    assert one.strategy == "first" and one.against == "last at equal target steps"
-    assert one.mean == pytest.approx(comparisons.differences(table, cell("first"), cell("last")).mean())
+    [comparison], _ = comparisons.compared(table, 0.01, 0.95, base="last")
+    assert comparison.strategy == "first" and comparison.against == "last at equal target steps"
+    assert comparison.mean == pytest.approx(comparisons.differences(table, cell("first"), cell("last")).mean())
 
 
 def test_an_interval_ends_where_a_difference_of_accuracies_does():
     """Two fits that tie on two items say nothing at all: -100 to +100 points."""
     ties = {0: np.array([True, False]), 1: np.array([False, True])}
     right = {comparisons.Cell(None, "t", "scratch", 4): ties, comparisons.Cell("s", "t", "full", 4): ties}
-    [one], _ = comparisons.compared(right, 0.01, 0.95)
-    assert (one.low, one.high, one.word) == (-1, 1, "undecided")
+    [comparison], _ = comparisons.compared(right, 0.01, 0.95)
+    assert (comparison.low, comparison.high, comparison.word) == (-1, 1, "undecided")

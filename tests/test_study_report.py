@@ -51,8 +51,8 @@ def styled():
 def cells(text: str, label: str) -> list[list[str]]:
     """The rows of the table of a page that has this label, as text."""
     (table,) = re.findall(rf'aria-label="{re.escape(label)}">(.*?)</table>', text, re.DOTALL)
-    found = re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.DOTALL)
-    return [[visible(cell).strip() for cell in re.split(r"</t[hd]>", row)[:-1]] for row in found]
+    table_rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table, re.DOTALL)
+    return [[visible(cell).strip() for cell in re.split(r"</t[hd]>", row)[:-1]] for row in table_rows]
 
 
 def points(fraction: float) -> str:
@@ -87,10 +87,10 @@ def test_the_verdict_comes_first_and_each_comparison_with_its_numbers(whole):
     assert group == ["digits to clothes"]
     assert head[:2] == ["Strategy", "Verdict"]
     assert head[3:] == ["p, adjusted", "Power (%)", "Power to call equivalent (%)"]
-    for one, row in zip(FAMILY, body, strict=True):
-        assert row[0].replace(" ", "") == one.strategy
-        assert row[1].split()[0] == one.word
-        assert row[2] == f"{points(one.mean)} {points(one.low)} to {points(one.high)}"
+    for judged, row in zip(FAMILY, body, strict=True):
+        assert row[0].replace(" ", "") == judged.strategy
+        assert row[1].split()[0] == judged.word
+        assert row[2] == f"{points(judged.mean)} {points(judged.low)} to {points(judged.high)}"
     sizes = ["by more than the margin", "by less than the margin", "", ""]  # a direction has a size beside it
     assert [row[1].partition(" ")[2] for row in body] == sizes
     assert [row[3] for row in body] == ["< 0.001", "0.021", "0.021", "0.021"]
@@ -101,9 +101,9 @@ def test_the_verdict_comes_first_and_each_comparison_with_its_numbers(whole):
 def test_what_differs_between_comparisons_has_a_column(no_pictures):
     some = [FAMILY[0], comparison("full", 0.1, "positive", target="letters", margin=0.02, items=10_000)]
     text = page(study(rows=[], family=some, images={}))
-    head, _, one, _, other = cells(text, "Verdicts")
+    head, _, first, _, other = cells(text, "Verdicts")
     assert head[6:] == ["Margin (points)", "Test examples"]
-    assert (one[6:], other[6:]) == (["1.00", "2,000"], ["2.00", "10,000"])
+    assert (first[6:], other[6:]) == (["1.00", "2,000"], ["2.00", "10,000"])
     assert "Pairs of fits: 5." in visible(text)
 
 
@@ -138,10 +138,10 @@ def test_every_table_says_the_notes_and_every_picture_has_words(whole):
     tables = whole.count("<table>")
     assert tables == 7
     assert visible(whole).count("untuned. looked once of 1 planned.") >= tables
-    found = alts(whole)
-    assert len(found) == whole.count("<img") == 15
-    assert all(len(alt) > 40 for alt in found)
-    assert "coat taken for shirt; bag taken for coat" in " ".join(found)
+    texts = alts(whole)
+    assert len(texts) == whole.count("<img") == 15
+    assert all(len(alt) > 40 for alt in texts)
+    assert "coat taken for shirt; bag taken for coat" in " ".join(texts)
 
 
 def test_the_page_needs_no_network_and_runs_nothing(whole):
@@ -173,8 +173,8 @@ def test_the_forest_draws_the_intervals_and_their_verdicts(styled):
     figure, alt = figures.forest(FAMILY) or pytest.fail()
     (axes,) = figure.axes
     bars = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 1.5]
-    np.testing.assert_allclose(bars, [[100 * one.low, 100 * one.high] for one in FAMILY])
-    assert [text.get_text() for text in axes.texts] == [one.word for one in FAMILY]
+    np.testing.assert_allclose(bars, [[100 * judged.low, 100 * judged.high] for judged in FAMILY])
+    assert [text.get_text() for text in axes.texts] == [judged.word for judged in FAMILY]
     bands = [(patch.get_x(), patch.get_width()) for patch in axes.patches]
     np.testing.assert_allclose(bands, [(-1, 2)] * 4)
     assert "full positive, by more than the margin, +1.23 (+0.73 to +1.73)" in alt
@@ -299,11 +299,11 @@ def test_the_files_are_those_that_the_report_names(files):
 def test_markdown_has_the_verdicts_of_the_page(files, whole):
     text = files["report.md"].decode()
     assert text.startswith("# Digits\n\nDigits help clothes where labels are few.\n")
-    for one in FAMILY:
-        name = one.strategy.replace("_", r"\_")
-        size = tables.SIZES[one.size] if one.word in ("positive", "negative") else ""
-        word = f"{one.word} ({size})" if size else one.word
-        assert f"| {name} | {word} | {points(one.mean)} ({points(one.low)} to {points(one.high)}) |" in text
+    for judged in FAMILY:
+        name = judged.strategy.replace("_", r"\_")
+        size = tables.SIZES[judged.size] if judged.word in ("positive", "negative") else ""
+        word = f"{judged.word} ({size})" if size else judged.word
+        assert f"| {name} | {word} | {points(judged.mean)} ({points(judged.low)} to {points(judged.high)}) |" in text
     assert text.count("untuned. looked once") >= len(re.findall(r"(?m)^\| ---", text)) == whole.count("<table>")
 
 
@@ -311,9 +311,11 @@ def test_latex_is_balanced_and_has_the_verdicts(files):
     text = files["tables.tex"].decode()
     check_latex(text)
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 7
-    for one in FAMILY:
-        interval = f"{points(one.mean)} ({points(one.low)} to {points(one.high)})".replace(MINUS, "$-$")
-        assert re.search(rf"{one.strategy.replace('_', '..')} & {one.word}[ a-z()]* & {re.escape(interval)} & ", text)
+    for judged in FAMILY:
+        interval = f"{points(judged.mean)} ({points(judged.low)} to {points(judged.high)})".replace(MINUS, "$-$")
+        assert re.search(
+            rf"{judged.strategy.replace('_', '..')} & {judged.word}[ a-z()]* & {re.escape(interval)} & ", text
+        )
 
 
 def check_latex(text: str) -> None:
@@ -336,18 +338,18 @@ def check_latex(text: str) -> None:
 
 def test_numbers_in_csv_read_back_exactly(files):
     read = list(csv.DictReader(io.StringIO(files["comparisons.csv"].decode(), newline="")))
-    for one, row in zip([*FAMILY, *study().others], read, strict=True):
-        assert (float(row["mean"]), float(row["low"]), float(row["high"])) == (one.mean, one.low, one.high)
+    for verdict, row in zip([*FAMILY, *study().others], read, strict=True):
+        assert (float(row["mean"]), float(row["low"]), float(row["high"])) == (verdict.mean, verdict.low, verdict.high)
         assert (row["word"], row["strategy"], tuple(json.loads(row["budgets"]))) == (
-            one.word,
-            one.strategy,
-            one.budgets,
+            verdict.word,
+            verdict.strategy,
+            verdict.budgets,
         )
-        assert (row["p"] and float(row["p"])) == ("" if one.p is None else one.p)
+        assert (row["p"] and float(row["p"])) == ("" if verdict.p is None else verdict.p)
     fits = list(csv.DictReader(io.StringIO(files["fits.csv"].decode(), newline="")))
-    for given, row in zip(study().rows, fits, strict=True):
-        assert float(row["test_accuracy"]) == given.test_accuracy
-        assert json.loads(row["options"]) == given.options
+    for fit, row in zip(study().rows, fits, strict=True):
+        assert float(row["test_accuracy"]) == fit.test_accuracy
+        assert json.loads(row["options"]) == fit.options
     (milestone,) = csv.DictReader(io.StringIO(files["milestones.csv"].decode(), newline=""))
     assert (milestone["time_to_threshold"], milestone["examples_saved"]) == (">600", "")
 
@@ -370,9 +372,9 @@ def test_hostile_names_are_only_text_everywhere(monkeypatch):
     text = page(hostile, {HOSTILE: [HOSTILE] * 3}, HOSTILE)
     assert "<script" not in text and html.escape(HOSTILE, quote=False).split("(")[0] in text
     monkeypatch.setattr(figures, "pdf", lambda figure: b"")
-    found = studies.files(hostile, title=HOSTILE)
-    assert b"<script" not in found["report.md"] and rb"\_$%&amp;\#\~^\\\{\}" in found["report.md"]
-    tex = found["tables.tex"].decode()
+    written = studies.files(hostile, title=HOSTILE)
+    assert b"<script" not in written["report.md"] and rb"\_$%&amp;\#\~^\\\{\}" in written["report.md"]
+    tex = written["tables.tex"].decode()
     check_latex(tex)
     assert r"\textless{}script\textgreater{}" in tex
-    assert all(re.fullmatch(r"[a-z]+(-\d+)?\.pdf", name[8:]) for name in found if name.startswith("figures/"))
+    assert all(re.fullmatch(r"[a-z]+(-\d+)?\.pdf", name[8:]) for name in written if name.startswith("figures/"))

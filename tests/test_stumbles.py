@@ -61,8 +61,8 @@ def quick(tasks, folder, **flags):
 def test_a_name_stands_for_a_strategy_in_lines_tables_and_files(tasks, tmp_path, mine, capsys):
     strategies = (f"LN_QV={mine}:strategy:k=2", f"biases={mine}:strategy")
     lines = transfer.run(**quick(tasks, tmp_path, strategies=strategies))
-    told = {line.strategy: (line.spec, line.options) for line in lines}
-    assert told == {
+    by_name = {line.strategy: (line.spec, line.options) for line in lines}
+    assert by_name == {
         "scratch": (None, {}),
         "LN_QV": (f"{mine}:strategy:k=2", {"k": 2}),
         "biases": (f"{mine}:strategy", {}),
@@ -81,8 +81,8 @@ def test_fits_of_one_name_and_other_options_are_not_mixed(tasks, tmp_path, mine)
     runs = []
     for seed, k in ((0, 1), (1, 2)):
         runs.append(tmp_path / f"run{k}")
-        given = quick(tasks, tmp_path, seeds=(seed,), strategies=("scratch", f"A={mine}:strategy:k={k}"), source_seed=0)
-        transfer.run(**{**given, "workdir": str(runs[-1])})
+        flags = quick(tasks, tmp_path, seeds=(seed,), strategies=("scratch", f"A={mine}:strategy:k={k}"), source_seed=0)
+        transfer.run(**{**flags, "workdir": str(runs[-1])})
     with pytest.raises(InputError, match="are both A with 120 labels, but of different hyper-parameters"):
         report.main(["report", f"--runs={runs[0]},{runs[1]}", f"--output={tmp_path / 'pages'}"])
 
@@ -138,8 +138,8 @@ def test_search_compare_and_report_know_the_name(tasks, tmp_path, mine, capsys):
     named = f"LN_QV={mine}:strategy"
     common = command(tasks, tmp_path, hidden=(8,), steps=4, points=1, seeds=(0, 1), strategies=(named,))
     common = [part for part in common if not part.startswith("--workdir")]
-    own = ["--per_strategy", "--space=learning_rate:in:0.1,0.2", "--space=strategy.LN_QV.k:in:1,2", "--trials=1"]
-    search.main(["search", *common, *own, f"--workdir={tmp_path / 'search'}"])
+    words = ["--per_strategy", "--space=learning_rate:in:0.1,0.2", "--space=strategy.LN_QV.k:in:1,2", "--trials=1"]
+    search.main(["search", *common, *words, f"--workdir={tmp_path / 'search'}"])
     assert (tmp_path / "search" / "best" / "LN_QV-all.flags").is_file()
     assert "\nLN_QV,all,0," in (tmp_path / "search" / "trials.csv").read_text()
     tuned = [f"--tuned={tmp_path / 'search'}", "--against=LN_QV", f"--workdir={tmp_path / 'compared'}"]
@@ -190,8 +190,8 @@ def test_a_dry_run_has_one_row_for_repeated_blocks(tasks, tmp_path, capsys):
     file = tmp_path / "blocks.py"
     file.write_text(BLOCKS)
     strategies = ("full", "head_only", "last_k:k=2")
-    given = quick(tasks, tmp_path, model=f"{file}:model", strategies=strategies, dry_run=True)
-    transfer.run(**{name: value for name, value in given.items() if name != "hidden"})
+    flags = quick(tasks, tmp_path, model=f"{file}:model", strategies=strategies, dry_run=True)
+    transfer.run(**{name: value for name, value in flags.items() if name != "hidden"})
     out = capsys.readouterr().out
     assert "block_{0..3}/Dense_{0,1}/kernel" in out and "8 x 64" in out  # one row of 8 kernels
     assert "block_{0..2}/Dense_{0,1}/kernel" in out  # those that last_k freezes
@@ -373,10 +373,10 @@ def test_a_metric_that_is_no_number_is_said_once(tasks, tmp_path, capsys):
 def test_a_primary_metric_that_is_no_number_is_refused_or_its_fit_counts_as_diverged(tasks, tmp_path, capsys):
     file = tmp_path / "no.py"
     file.write_text(NO_NUMBER)
-    own = {"strategies": ("head_only",), "source_primary": ""}
+    changes = {"strategies": ("head_only",), "source_primary": ""}
     with pytest.raises(InputError, match=r"--primary=.*:item: .*it is nan or infinite for 40 of 120 items, .*item 0"):
-        transfer.run(**quick(tasks, tmp_path, primary=f"{file}:item", **own))
-    _, fit = transfer.run(**quick(tasks, tmp_path, primary=f"{file}:learnt", **own))
+        transfer.run(**quick(tasks, tmp_path, primary=f"{file}:item", **changes))
+    _, fit = transfer.run(**quick(tasks, tmp_path, primary=f"{file}:learnt", **changes))
     assert fit.diverged and fit.test_score is None and fit.majority_share == 0.5 and fit.diverged_step == fit.steps
     text = " ".join(capsys.readouterr().out.split())
     start = "head_only, seed 0: learnt on the test set is nan or infinite for 2 of "
@@ -591,11 +591,11 @@ def test_paths_in_a_flagfile_are_found_from_its_folder(tasks, tmp_path, monkeypa
     (folder / "x.flags").write_text(flags + "--source_checkpoint=run\n--workdir=run\n--head=copy\n")
     (folder / "copy").mkdir()  # a word is no path
     monkeypatch.chdir(elsewhere)
-    given = parse_flags(["transfer", "--flagfile=../project/x.flags"])
+    values = parse_flags(["transfer", "--flagfile=../project/x.flags"])
     at = "../project/"
-    assert given["source"] == f"{at}data/a.npz:labels=0-2" and given["target"] == f"{at}data/b.npz"
-    assert given["strategies"] == ("full", f"A={at}mine.py:strategy", f"{at}mine.py:broken")
-    assert given["source_checkpoint"] == f"{at}run" and given["workdir"] == "run" and given["head"] == "copy"
+    assert values["source"] == f"{at}data/a.npz:labels=0-2" and values["target"] == f"{at}data/b.npz"
+    assert values["strategies"] == ("full", f"A={at}mine.py:strategy", f"{at}mine.py:broken")
+    assert values["source_checkpoint"] == f"{at}run" and values["workdir"] == "run" and values["head"] == "copy"
     (elsewhere / "data").mkdir()
     (elsewhere / "data" / "b.npz").write_bytes(b"")
     assert parse_flags(["transfer", "--flagfile=../project/x.flags"])["target"] == "data/b.npz"
@@ -651,10 +651,10 @@ def test_no_label_of_a_search_is_cut():
 
 def test_a_group_says_how_many_of_the_fits_it_is(tasks, tmp_path, capsys):
     transfer.run(**quick(tasks, tmp_path, seeds=(0, 1), strategies=("scratch", "full", "head_only")))
-    said = re.findall(r"(?m)^(.*): (\d) of the 6 fits, trained by themselves$", capsys.readouterr().out)
-    assert sum(int(count) for _, count in said) == 6 and {name for names, _ in said for name in names.split(", ")} == {
-        *("scratch", "full", "head_only")
-    }
+    groups = re.findall(r"(?m)^(.*): (\d) of the 6 fits, trained by themselves$", capsys.readouterr().out)
+    assert sum(int(count) for _, count in groups) == 6 and {
+        name for names, _ in groups for name in names.split(", ")
+    } == {*("scratch", "full", "head_only")}
 
 
 @pytest.fixture
@@ -710,7 +710,7 @@ def test_a_tuned_comparison_says_whose_its_flags_are_and_gives_itself_again(task
     compared(tasks, searched, tmp_path / "w", "--steps=4")  # that of the search
     assert f"{whose}, for each strategy its own\n" in capsys.readouterr().out
     file = tmp_path / "w" / "flags.flags"
-    assert not {"steps", "learning_rate", "hidden", "source_epochs"} & parse_flags(["", *_own(file)]).keys()
+    assert not {"steps", "learning_rate", "hidden", "source_epochs"} & parse_flags(["", *_shared_lines(file)]).keys()
     compare.main(["compare", f"--flagfile={file}", f"--workdir={tmp_path / 'again'}"])
     first, again = ([line.key for line in directory.results(tmp_path / name)] for name in ("w", "again"))
     assert first == again and len(first) == 4  # a source beside each of the two
@@ -719,10 +719,10 @@ def test_a_tuned_comparison_says_whose_its_flags_are_and_gives_itself_again(task
     text = directory.flags_text(file) + "--steps=50\n"
     file.write_text(directory.signed(text))
     compared(tasks, searched, tmp_path / "w")
-    assert "steps" not in parse_flags(["", *_own(file)])
+    assert "steps" not in parse_flags(["", *_shared_lines(file)])
 
 
-def _own(file):
+def _shared_lines(file):
     """The lines of a comparison's flagfile that transfer has too."""
     lines = directory.flags_text(file).splitlines()
     return [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in FLAGS]
@@ -753,11 +753,11 @@ def test_an_edit_of_a_model_is_said_where_its_sources_are_trained_and_where_they
     assert "so it is used" not in capsys.readouterr().out
     file.write_text(f"{BLOCKS}# another comment\n")
     transfer.run(**used, model="blocks.py:model")
-    said = "blocks.py changed since pre was trained; the paths and shapes of its parameters are the same, so it is used"
-    assert said in capsys.readouterr().out
+    note = "blocks.py changed since pre was trained; the paths and shapes of its parameters are the same, so it is used"
+    assert note in capsys.readouterr().out
     transfer.run(**used, model="blocks.py:model", hidden=(16,))
-    said = "blocks.py changed since pre was trained; --hidden is 16 here and was 512 when pre was trained; the paths"
-    assert said in capsys.readouterr().out
+    note = "blocks.py changed since pre was trained; --hidden is 16 here and was 512 when pre was trained; the paths"
+    assert note in capsys.readouterr().out
 
 
 def test_a_program_runs_from_the_folder_that_holds_the_checkout(tmp_path):
@@ -853,16 +853,16 @@ def test_scratch_is_said_to_be_added_once_all_is_well(tasks, tmp_path, capsys):
 
 def test_another_experiment_is_told_by_the_flags_that_were_given(tmp_path):
     """A twin that follows its flag is no second difference, and means nothing where the source is trained."""
-    given = {"source": "mnist_10k", "learning_rate": 0.1, "steps": 4}
+    flags = {"source": "mnist_10k", "learning_rate": 0.1, "steps": 4}
     for source in ({}, {"source": None, "source_checkpoint": "runs/pre"}):
         place = tmp_path / f"w{len(source)}"
-        with directory.opened(Settings.from_flags(**given | source, workdir=str(place)), "transfer"):
+        with directory.opened(Settings.from_flags(**flags | source, workdir=str(place)), "transfer"):
             pass
-        changed = Settings.from_flags(**given | source | {"learning_rate": 0.2, "steps": 5}, workdir=str(place))
+        changed = Settings.from_flags(**flags | source | {"learning_rate": 0.2, "steps": 5}, workdir=str(place))
         text = r"experiment \(--learning_rate=0.1 there, 0.2 here; --steps=4 there, 5 here\)"
         with pytest.raises(InputError, match=text), directory.opened(changed, "transfer"):
             pass
-        twin = Settings.from_flags(**given | source, source_steps=9, workdir=str(place))
+        twin = Settings.from_flags(**flags | source, source_steps=9, workdir=str(place))
         if source:
             with directory.opened(twin, "transfer"):
                 pass
@@ -883,8 +883,8 @@ def test_one_seed_has_no_range(tasks, tmp_path, capsys):
 
 
 def test_fits_that_share_a_device_say_why():
-    said = vectorize.describe(4, 4, 4, None, "map")
-    assert said == "4 fits, one after another on one device: those of one order of examples share a device"
+    text = vectorize.describe(4, 4, 4, None, "map")
+    assert text == "4 fits, one after another on one device: those of one order of examples share a device"
     assert vectorize.describe(4, 4, 1, None, "map") == "4 fits, one after another on one device"
 
 

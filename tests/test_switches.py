@@ -174,8 +174,10 @@ def test_a_run_of_other_switches_is_not_added_to(finished, tasks, tmp_path, put_
     place, _ = finished
     before = (place / "results.jsonl").read_bytes()
     jax.config.update("jax_threefry_partitionable", False)
-    told = r"other switches \(JAX_THREEFRY_PARTITIONABLE=unset there, False here\): set them alike, or choose another"
-    with pytest.raises(InputError, match=told):
+    message = (
+        r"other switches \(JAX_THREEFRY_PARTITIONABLE=unset there, False here\): set them alike, or choose another"
+    )
+    with pytest.raises(InputError, match=message):
         transfer.run(**arguments(tasks, place, weight_decay=0.01, clip=1.0, seeds=(0, 1, 2)))
     assert (place / "results.jsonl").read_bytes() == before
 
@@ -288,42 +290,42 @@ def keys(lines) -> dict:
 
 @pytest.mark.slow
 def test_frozen_dropout_is_in_the_key_where_it_is_on_and_changes_what_freezes(tasks, tmp_path, capsys):
-    given = {**with_dropout(tmp_path), "strategies": ("head_only",)}
-    off = transfer.run(**arguments(tasks, tmp_path / "off", **given))
+    flags = {**with_dropout(tmp_path), "strategies": ("head_only",)}
+    off = transfer.run(**arguments(tasks, tmp_path / "off", **flags))
     assert "--model" not in capsys.readouterr().out
-    named = transfer.run(**arguments(tasks, tmp_path / "off", **given, frozen_dropout="off"))
-    anew = transfer.run(**arguments(tasks, tmp_path / "anew", **given, features_budget=0))
-    on = transfer.run(**arguments(tasks, tmp_path / "on", **given, frozen_dropout="on"))
+    named = transfer.run(**arguments(tasks, tmp_path / "off", **flags, frozen_dropout="off"))
+    anew = transfer.run(**arguments(tasks, tmp_path / "anew", **flags, features_budget=0))
+    on = transfer.run(**arguments(tasks, tmp_path / "on", **flags, frozen_dropout="on"))
     assert keys(off) == keys(named) and not set(keys(off).values()) & set(keys(on).values())
     losses = {name: [line.test_loss for line in lines] for name, lines in (("off", off), ("anew", anew), ("on", on))}
     assert [line.strategy for line in off] == ["scratch", "head_only"]
     np.testing.assert_allclose(losses["off"], losses["anew"], rtol=1e-5)
     # What trains in its first stage drops in it under both; the probe only where it is on.
-    assert [one == other for one, other in zip(losses["off"], losses["on"], strict=True)] == [True, False]
+    assert [off_loss == other for off_loss, other in zip(losses["off"], losses["on"], strict=True)] == [True, False]
 
 
 @pytest.mark.slow
 def test_a_run_of_before_the_flag_goes_on(tasks, tmp_path):
-    given = arguments(tasks, tmp_path / "w", strategies=("full",), seeds=(0,), epochs=1)
-    lines = transfer.run(**given)
+    values = arguments(tasks, tmp_path / "w", strategies=("full",), seeds=(0,), epochs=1)
+    lines = transfer.run(**values)
     flags = tmp_path / "w" / "flags.flags"
     first, *rest = flags.read_text().splitlines(keepends=True)
     kept = [first, *(line for line in rest if "frozen_dropout" not in line and not line.startswith("#"))]
     flags.write_text("".join(kept))
-    assert keys(transfer.run(**given)) == keys(lines)
+    assert keys(transfer.run(**values)) == keys(lines)
     with pytest.raises(InputError, match="--frozen_dropout=off there, on here"):
-        transfer.run(**given, frozen_dropout="on")
+        transfer.run(**values, frozen_dropout="on")
 
 
 @pytest.mark.slow
 def test_dropout_that_never_drops_is_told_and_one_that_does_has_a_key_of_its_own(tasks, tmp_path, capsys):
-    given = arguments(tasks, None, dry_run=True, **with_dropout(tmp_path, off="True"))
-    transfer.run(**given)
+    flags = arguments(tasks, None, dry_run=True, **with_dropout(tmp_path, off="True"))
+    transfer.run(**flags)
     assert "drop.py:model: 'hidden_0/Dropout_0' is a dropout of rate 0.5 that never drops" in capsys.readouterr().out
-    made = Settings.from_flags(**arguments(tasks, None, **with_dropout(tmp_path)))
+    settings = Settings.from_flags(**arguments(tasks, None, **with_dropout(tmp_path)))
     by_pmap = Settings.from_flags(**arguments(tasks, None, parallel="pmap", **with_dropout(tmp_path)))
-    build = lambda made: models.build(made.model, 3, hidden=made.hidden, activation=made.activation)  # noqa: E731
-    assert plan.draws(made, build(made), (6, 6, 1)) == {"draws": [2]}
+    build = lambda settings: models.build(settings.model, 3, hidden=settings.hidden, activation=settings.activation)  # noqa: E731
+    assert plan.draws(settings, build(settings), (6, 6, 1)) == {"draws": [2]}
     assert plan.draws(by_pmap, build(by_pmap), (6, 6, 1)) == {"draws": [2, len(jax.local_devices())]}
     quiet = Settings.from_flags(**arguments(tasks, None, **with_dropout(tmp_path, rate=0.0)))
     assert plan.draws(quiet, build(quiet), (6, 6, 1)) == {}
@@ -344,5 +346,5 @@ def test_switches_of_the_environment_are_told_and_keep_their_runs_apart(tasks, t
     assert other.returncode == 1 and "JAX_DEFAULT_PRNG_IMPL=unset there, rbg here" in other.stderr
     apart = started("v", JAX_DEFAULT_PRNG_IMPL="rbg")
     assert apart.returncode == 0 and "results are those of JAX_DEFAULT_PRNG_IMPL=rbg" in apart.stdout
-    one, another = ({line.key for line in results(tmp_path / name)} for name in ("w", "v"))
-    assert not one & another
+    before, another = ({line.key for line in results(tmp_path / name)} for name in ("w", "v"))
+    assert not before & another

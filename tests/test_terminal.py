@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 from test_compare import theirs
-from test_hangs import said
+from test_hangs import last_word
 from test_programs import arguments, command
 
 from experiments import report, transfer
@@ -74,7 +74,7 @@ def test_control_characters_of_files_strategies_and_locks_are_shown(where, tasks
     }[where]
     if where == "lock":
         (tmp_path / "w" / ".lock").write_text("a\x1b[31m")
-    assert "\\x1b[31m" in (line := said(transfer.main, capsys, ["transfer", *command(tasks, tmp_path, **change)]))
+    assert "\\x1b[31m" in (line := last_word(transfer.main, capsys, ["transfer", *command(tasks, tmp_path, **change)]))
     assert not steers(line)
 
 
@@ -96,7 +96,7 @@ def test_a_folder_in_the_place_of_a_file_is_named_with_the_remedy(tasks, finishe
     def fails(argv):
         raise error.value
 
-    assert said(fails, capsys) == (
+    assert last_word(fails, capsys) == (
         f"error: Is a directory: '{tmp_path}/report.html'; move it away, and run the same command again\n"
     )
 
@@ -253,7 +253,7 @@ def test_a_report_of_runs_that_are_left_out_says_why_of_each(finished, tmp_path,
     shutil.rmtree(runs["checkpoints"] / "checkpoints")
     (runs["line"] / "results.jsonl").write_text("[")
     argv = ["report", f"--runs={','.join(map(str, runs.values()))}", f"--output={tmp_path}/out"]
-    line = said(report.main, capsys, argv)
+    line = last_word(report.main, capsys, argv)
     assert line.startswith("error: there is no fit to judge: ")
     for name, why in {
         "predictions": "are not as they were written",

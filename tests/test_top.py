@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_strategies import CONTEXT, PARAMS, fisher, given, gradient, leaves
+from test_strategies import CONTEXT, PARAMS, answer, fisher, gradient, leaves
 
 from tljax import masks, models, objective, plugins, train
 from tljax.strategies import top
@@ -56,39 +56,39 @@ OF_PAPERS = {
 def test_of_each_matrix_the_share_with_the_largest_scores_trains(name):
     share = float(re.search(r"share=([\d.]+)", PRESETS[name])[1])
     for wanted in (share, 0.3):
-        found = selected(given(PRESETS[name].replace(f"share={share:g}", f"share={wanted}")))
+        chosen = selected(answer(PRESETS[name].replace(f"share={share:g}", f"share={wanted}")))
         for path in BELOW:
             scores = OF_PAPERS[name].get(path)
             expected = np.zeros(W[path].shape, bool)
             if scores is not None:
                 expected = best(scores, max(1, round(wanted * scores.size)))
-            np.testing.assert_array_equal(found[path], expected, err_msg=path)
+            np.testing.assert_array_equal(chosen[path], expected, err_msg=path)
 
 
 def test_gps_trains_the_top_inputs_of_each_neuron_and_the_biases():
     """Of each output of each matrix the inputs with the largest gradients of the loss that was asked for."""
-    asked = []
+    losses = []
 
     def of_loss(params, *, loss=None):
-        asked.append(loss)
+        losses.append(loss)
         return gradient(params)
 
     text = PRESETS["gps"]
     for count in (1, 2):
-        found = selected(given(text.replace("count=1", f"count={count}"), gradient=of_loss))
+        chosen = selected(answer(text.replace("count=1", f"count={count}"), gradient=of_loss))
         for path in KERNELS:
             columns = [best(np.abs(column), count) for column in G[path].T]
-            np.testing.assert_array_equal(found[path], np.array(columns).T)
-            assert found[path.replace("kernel", "bias")].all()
-    assert asked == [objective.supervised_contrastive] * 2
+            np.testing.assert_array_equal(chosen[path], np.array(columns).T)
+            assert chosen[path.replace("kernel", "bias")].all()
+    assert losses == [objective.supervised_contrastive] * 2
 
 
 def test_pafi_trains_the_smallest_magnitudes_of_all():
-    found = selected(given(PRESETS["pafi"].replace("share=0.005", "share=0.2")))
+    selection = selected(answer(PRESETS["pafi"].replace("share=0.005", "share=0.2")))
     flat = np.concatenate([np.abs(W[path]).ravel() for path in BELOW])
-    count = sum(mask.sum() for mask in found.values())
+    count = sum(mask.sum() for mask in selection.values())
     assert count == round(0.2 * flat.size)
-    chosen = np.concatenate([np.abs(W[path])[found[path]] for path in BELOW])
+    chosen = np.concatenate([np.abs(W[path])[selection[path]] for path in BELOW])
     np.testing.assert_array_equal(np.sort(chosen), np.sort(flat)[:count])
 
 
@@ -97,15 +97,15 @@ def test_pafi_trains_the_smallest_magnitudes_of_all():
 )
 def test_what_has_a_file_of_its_own_is_the_same_mask(score, name):
     for share in (0.05, 0.3):
-        assert masks.equal(given(f"top:score={score}:share={share}"), given(f"{name}:fraction={share}"))
+        assert masks.equal(answer(f"top:score={score}:share={share}"), answer(f"{name}:fraction={share}"))
 
 
 def test_a_share_may_be_of_each_stage_and_of_leaves_that_globs_choose():
-    found = selected(given("top:score=magnitude:per=stage:share=0.3"))
+    selection = selected(answer("top:score=magnitude:per=stage:share=0.3"))
     for stage in ("hidden_0", "hidden_1"):
-        sizes = [found[path].size for path in BELOW if path.startswith(stage)]
-        assert sum(found[path].sum() for path in BELOW if path.startswith(stage)) == round(0.3 * sum(sizes))
-    chosen = leaves(given("top:score=magnitude:on=hidden_1/*:also=hidden_0/bias:count=3"))
+        sizes = [selection[path].size for path in BELOW if path.startswith(stage)]
+        assert sum(selection[path].sum() for path in BELOW if path.startswith(stage)) == round(0.3 * sum(sizes))
+    chosen = leaves(answer("top:score=magnitude:on=hidden_1/*:also=hidden_0/bias:count=3"))
     assert chosen["hidden_0/bias"] is True and chosen["hidden_0/kernel"] is False and chosen["head/kernel"] is True
     assert sum(np.sum(chosen[f"hidden_1/{leaf}"]) for leaf in ("bias", "kernel")) == 3
 
@@ -139,8 +139,10 @@ def test_ties_go_to_the_first_and_the_number_is_exact(smallest, size):
         for group in groups:
             parts = [path for path in mask if path.startswith(group)]
             flat = np.concatenate([leaves(TIED)[path].ravel() for path in parts])
-            found = [np.broadcast_to(mask[path], leaves(TIED)[path].shape).ravel() for path in parts]
-            np.testing.assert_array_equal(np.concatenate(found), best(sign * flat, number(flat.size)), err_msg=per)
+            parts_chosen = [np.broadcast_to(mask[path], leaves(TIED)[path].shape).ravel() for path in parts]
+            np.testing.assert_array_equal(
+                np.concatenate(parts_chosen), best(sign * flat, number(flat.size)), err_msg=per
+            )
 
 
 @pytest.mark.parametrize(
@@ -179,13 +181,13 @@ def test_a_score_that_is_not_a_number_is_refused_with_its_path(per):
 )
 def test_options_of_the_strategy_are_refused(text, message):
     with pytest.raises(InputError, match=message):
-        given(text)
+        answer(text)
 
 
 @pytest.mark.parametrize(("score", "field"), [("random", "key"), ("gradient", "gradient"), ("fisher", "fisher")])
 def test_a_score_says_what_it_needs(score, field):
     with pytest.raises(InputError, match=rf"top:score={score} needs context\.{field}: a"):
-        given(f"top:score={score}", **{field: None})
+        answer(f"top:score={score}", **{field: None})
 
 
 def test_units_of_attention_and_convolutions_have_all_their_inputs():
@@ -237,8 +239,8 @@ def test_a_gradient_may_be_of_a_loss_of_the_features_below_the_head():
         params = models.init(model, jax.random.key(0), (5,))
         params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), params)
         data = train.load(x, classes.astype(np.int32))
-        of = gradients.mean_gradient(model, objective.loss("softmax_cross_entropy"), data, np.arange(9))
-        slopes = leaves(of(params, loss=objective.supervised_contrastive))
+        gradient_of = gradients.mean_gradient(model, objective.loss("softmax_cross_entropy"), data, np.arange(9))
+        slopes = leaves(gradient_of(params, loss=objective.supervised_contrastive))
     assert not slopes["head/kernel"].any() and not slopes["head/bias"].any()
     kernel, bias = (np.asarray(params["hidden_0"][name]) for name in ("kernel", "bias"))
 

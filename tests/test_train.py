@@ -156,9 +156,9 @@ def test_a_fit_that_is_asked_to_stop_does_so_where_it_is_and_goes_on_with_the_sa
     setting = phased(head_then_all)
     *_, (whole, _) = train.fit(*setting)
     whole_curve = np.hstack([log.loss for _, log in train.fit(*setting)])
-    asked = iter(range(1000))
+    calls_made = iter(range(1000))
     stopped, logs = [], []
-    for state, log in train.fit(*setting, execution=train.Execution(should_stop=lambda: next(asked) >= calls)):
+    for state, log in train.fit(*setting, execution=train.Execution(should_stop=lambda: next(calls_made) >= calls)):
         stopped.append(jax.tree.map(np.array, state))
         logs.append(log.loss)
     assert 0 < stopped[-1].step < 12
@@ -219,11 +219,13 @@ def test_where_all_have_diverged_nothing_more_is_computed(monkeypatch):
     spec = replace(spec, loss=objective.loss("l2_loss"), optimizer=optimizers.OptimizerSpec("sgd"))
     calls = []
     monkeypatch.setattr(
-        vectorize, "run", lambda *given, **fetch: calls.append(given[-1]) or vectorize.segment(*given, **fetch)
+        vectorize,
+        "run",
+        lambda *arguments, **fetch: calls.append(arguments[-1]) or vectorize.segment(*arguments, **fetch),
     )
-    found = list(train.fit(spec, [fit._replace(rates=np.full(12, 1e30, np.float32))], *data))
-    assert [state.step for state, _ in found] == [4, 6, 12] and [first for first, _, _ in calls] == [0]
-    assert np.isnan(found[-1][1].loss).all() and found[-1][1].loss.shape == (1, 6)
+    states = list(train.fit(spec, [fit._replace(rates=np.full(12, 1e30, np.float32))], *data))
+    assert [state.step for state, _ in states] == [4, 6, 12] and [first for first, _, _ in calls] == [0]
+    assert np.isnan(states[-1][1].loss).all() and states[-1][1].loss.shape == (1, 6)
 
 
 def test_padding_weighs_nothing():
@@ -378,7 +380,7 @@ def test_a_group_parts_where_its_masks_differ_and_keeps_the_bits_of_single_fits(
     for state, log in train.fit(*phased(by_seed, seeds=(0, 1, 2))):
         assert log.loss.shape[0] == len(state.fits)
         for row, i in enumerate(state.fits):
-            together[i] = jax.tree.map(np.array, state.of(row)[0])
+            together[i] = jax.tree.map(np.array, state.params_and_state(row)[0])
     assert sorted(together) == [0, 1, 2]
     for seed, params in together.items():
         *_, (alone, _) = train.fit(*phased(by_seed, seeds=(seed,)))
@@ -391,10 +393,10 @@ def test_gradients_equal_those_of_each_example_example_by_example():
     chosen = np.arange(0, 50, 3)
 
     @jax.jit
-    def of(image, label):
+    def example_gradient(image, label):
         return jax.grad(lambda p: loss(models.apply(model, p, image[None]), label[None])[0])(params)
 
-    each = jax.tree.map(lambda *leaves: np.stack(leaves), *[of(IMAGES[i], LABELS[i]) for i in chosen])
+    each = jax.tree.map(lambda *leaves: np.stack(leaves), *[example_gradient(IMAGES[i], LABELS[i]) for i in chosen])
     setting = (model, loss, DATA, chosen)
     for got, wanted in (
         (gradients.mean_gradient(*setting)(params), jax.tree.map(lambda g: g.mean(0), each)),
@@ -476,7 +478,9 @@ def test_phases_of_elements_and_rates_in_the_trainer_equal_a_loop_of_ones_own():
         assert len(opt_state.younger) == 1
         for name in ("hidden_0", "head"):
             for leaf in ("kernel", "bias"):
-                np.testing.assert_allclose(state.of(row)[0][name][leaf], params[name][leaf], rtol=1e-4, atol=1e-5)
+                np.testing.assert_allclose(
+                    state.params_and_state(row)[0][name][leaf], params[name][leaf], rtol=1e-4, atol=1e-5
+                )
         still = ~fit.phases[1][1]["hidden_0"]["kernel"]
         kernel = np.asarray(state.params["hidden_0"]["kernel"][row])
         assert kernel[still].tobytes() == np.asarray(fit.params["hidden_0"]["kernel"])[still].tobytes()

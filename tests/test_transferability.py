@@ -76,7 +76,7 @@ def plain_logme(features: np.ndarray, labels: np.ndarray) -> float:
     They can stop at a lesser of two maxima: so from its start, alpha = beta = 1, and from where no feature counts.
     """
     (n, d), total = features.shape, features.T @ features
-    found = []
+    maxima = []
     for c in range(labels.max() + 1):
         y = (labels == c).astype(float)
         ends = []
@@ -94,8 +94,8 @@ def plain_logme(features: np.ndarray, labels: np.ndarray) -> float:
             value = n / 2 * np.log(beta) + d / 2 * np.log(alpha) - n / 2 * np.log(2 * np.pi)
             value -= beta / 2 * ((features @ m - y) ** 2).sum() + alpha / 2 * m @ m + np.linalg.slogdet(a)[1] / 2
             ends.append(value)
-        found.append(max(ends))
-    return float(np.mean(found)) / n
+        maxima.append(max(ends))
+    return float(np.mean(maxima)) / n
 
 
 def plain_leep(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -228,7 +228,7 @@ def test_n_leep_is_leep_of_a_gaussian_mixture() -> None:
 @pytest.mark.parametrize("seed", [5])
 def test_logme_is_the_maximum_of_the_evidence_over_both_precisions(seed: int) -> None:
     x, y = case(seed)
-    found = []
+    minima = []
     for c in range(y.max() + 1):
         target = (y == c).astype(float)
 
@@ -239,8 +239,8 @@ def test_logme_is_the_maximum_of_the_evidence_over_both_precisions(seed: int) ->
         scale = np.log((x**2).mean())
         options = {"xatol": 1e-5, "fatol": 1e-8}
         starts = [(scale + more, 1.5) for more in (4.0, 8.0)]
-        found.append(min(optimize.minimize(cost, s, method="Nelder-Mead", options=options).fun for s in starts))
-    np.testing.assert_allclose(t.logme(x, y), -np.mean(found) / len(x), atol=1e-7)
+        minima.append(min(optimize.minimize(cost, s, method="Nelder-Mead", options=options).fun for s in starts))
+    np.testing.assert_allclose(t.logme(x, y), -np.mean(minima) / len(x), atol=1e-7)
 
 
 def test_logme_of_features_that_say_nothing_is_the_limit() -> None:
@@ -295,7 +295,7 @@ def test_logme_of_more_dimensions_than_examples_is_the_greatest_evidence_found()
         y = rng.permutation(np.arange(12) % 2)
         # Half of them so made that the best fit is exact: beta has no bound, alpha has.
         x = rng.normal(size=(12, 20)) + (seed % 2) * 40 * np.eye(2)[y].repeat(10, axis=1)
-        found = []
+        maxima = []
         for c in (0, 1):
             target = (y == c).astype(float)
             grid = np.linspace(-12, 30, 1500)
@@ -304,9 +304,9 @@ def test_logme_of_more_dimensions_than_examples_is_the_greatest_evidence_found()
             variance = np.exp(-grid)[:, None] * s**2 + 1
             # Of y = x @ w + noise the scale is free: the best one in closed form.
             logs = 6 * (np.log(12 / (alone / variance).sum(1)) - 1 - np.log(2 * np.pi)) - np.log(variance).sum(1) / 2
-            found.append(logs.max())
+            maxima.append(logs.max())
         got = t.logme(x, y) * 12
-        assert np.mean(found) - 1e-9 <= got <= np.mean(found) + 1e-3
+        assert np.mean(maxima) - 1e-9 <= got <= np.mean(maxima) + 1e-3
 
 
 def test_leep_of_certain_predictions_is_nce() -> None:
@@ -404,14 +404,14 @@ def test_n_leep_left_out_predicts_each_example_from_the_labels_of_the_others() -
     p = GaussianMixture(2 * (y.max() + 1), random_state=1, max_iter=500).fit(z).predict_proba(z)
     frequency = np.bincount(y) / len(y)
     groups = np.arange(len(y)) // 2
-    for given in (None, groups):
+    for given_groups in (None, groups):
         logs = []
         for i in range(len(y)):
-            others = np.arange(len(y)) != i if given is None else groups != groups[i]
+            others = np.arange(len(y)) != i if given_groups is None else groups != groups[i]
             same = (y[others] == y[i])[:, None]
             likely = ((p[others] * same).sum(0) + frequency[y[i]]) / (p[others].sum(0) + 1)
             logs.append(np.log(likely @ p[i]))
-        got = t.n_leep_left_out(x, y, seed=1, components=2, groups=given)
+        got = t.n_leep_left_out(x, y, seed=1, components=2, groups=given_groups)
         np.testing.assert_allclose(got, np.mean(logs), atol=1e-8)
 
 
@@ -469,7 +469,7 @@ def test_copies_do_not_vote_for_each_other() -> None:
         # Each other example counts twice: of the five nearest, two pairs and one more.
         near = np.argsort(far, axis=1, kind="stable")[:, :3].repeat(2, axis=1)[:, :5]
         expected = np.mean(
-            [Counter(y[row].tolist()).most_common(1)[0][0] == own for row, own in zip(near, y, strict=True)]
+            [Counter(y[row].tolist()).most_common(1)[0][0] == label for row, label in zip(near, y, strict=True)]
         )
         assert t.knn(*twice) == pytest.approx(expected, abs=1e-12)
         groups = np.tile(np.arange(len(y)), 2)

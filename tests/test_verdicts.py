@@ -14,7 +14,7 @@ from scipy import stats
 from studies import comparison as comparison_of
 from test_programs import command, write_task
 from test_report import bare, curve, visible
-from test_study import cell, fits, found
+from test_study import as_read, cell, fits
 
 from experiments import compare, report
 from experiments.compare import CompareFlags
@@ -77,11 +77,11 @@ def test_a_diverged_fit_counts_as_the_share_of_the_most_frequent_test_class():
 
 def test_a_diverged_fit_scores_the_share_on_every_item_and_mcnemar_is_silent():
     table = {cell(): {0: lost(share=0.3)}, cell("scratch"): {0: at(0.8)}}
-    one = comparisons.alone(table, [cell()], comparisons.Conditions(0.01), 0.95)
-    assert one.mean == pytest.approx(0.3 - 0.8) and one.p is None and one.diverged == (1, 0)
+    comparison = comparisons.alone(table, [cell()], comparisons.Conditions(0.01), 0.95)
+    assert comparison.mean == pytest.approx(0.3 - 0.8) and comparison.p is None and comparison.diverged == (1, 0)
     items = 0.3 - at(0.8)
     low, high = stats.t.interval(0.95, 399, items.mean(), items.std(ddof=1) / 20)
-    assert (one.low, one.high) == pytest.approx((low, high))
+    assert (comparison.low, comparison.high) == pytest.approx((low, high))
 
 
 def test_no_study_with_a_failure_is_called_positive_where_dropping_it_called_most_so():
@@ -108,10 +108,10 @@ def test_positive_that_rests_on_failures_of_scratch_is_withheld():
     scratch = {0: at(0.8), **{seed: lost() for seed in range(1, 5)}}
     weak, strong = ({seed: at(rate + 0.001 * seed) for seed in range(5)} for rate in (0.79, 0.95))
     family, _ = comparisons.compared({cell("scratch"): scratch, cell("weak"): weak, cell("strong"): strong}, 0.01, 0.95)
-    one, other = family
-    assert one.low > 0  # 0.29 on average above fits that mostly failed
-    assert one.word == "" and one.p is None and one.power is None
-    assert "positive only because 4 fits of scratch diverged" in one.reason and one.diverged == (0, 4)
+    comparison, other = family
+    assert comparison.low > 0  # 0.29 on average above fits that mostly failed
+    assert comparison.word == "" and comparison.p is None and comparison.power is None
+    assert "positive only because 4 fits of scratch diverged" in comparison.reason and comparison.diverged == (0, 4)
     assert (other.word, other.size) == ("positive", "beyond")
     assert "not judged: weak (positive only because" in comparisons.sentence(family, 0.95)
 
@@ -128,52 +128,56 @@ def test_a_share_that_is_above_the_fits_is_no_reward_for_failing():
     """Where one class is most of the test set, the share may be more than any fit reaches."""
     scratch = {i: at(0.4 + 0.001 * i) for i in range(5)}
     gone = {cell("scratch"): scratch, cell(): {i: lost(share=0.7) for i in range(5)}}
-    [one], _ = comparisons.compared(gone, 0.01, 0.95)
-    assert one.low > 0 and one.word == "" and "positive only because 5 fits of full diverged" in one.reason
+    [comparison], _ = comparisons.compared(gone, 0.01, 0.95)
+    assert (
+        comparison.low > 0
+        and comparison.word == ""
+        and "positive only because 5 fits of full diverged" in comparison.reason
+    )
     some = {i: lost(share=0.7) if i < 3 else at(0.41 + 0.001 * i) for i in range(5)}
-    [one], _ = comparisons.compared({cell("scratch"): scratch, cell(): some}, 0.01, 0.95)
-    assert one.mean > 0.1 and one.word != "positive"
-    [one], _ = comparisons.compared(
+    [comparison], _ = comparisons.compared({cell("scratch"): scratch, cell(): some}, 0.01, 0.95)
+    assert comparison.mean > 0.1 and comparison.word != "positive"
+    [comparison], _ = comparisons.compared(
         {cell("scratch"): scratch, cell(): {i: lost(share=0.1) for i in range(5)}}, 0.01, 0.95
     )
-    assert one.word == "negative"  # a share below what scratch reaches is none
+    assert comparison.word == "negative"  # a share below what scratch reaches is none
 
 
 def test_a_base_that_failed_upwards_makes_nothing_negative():
     base = {0: at(0.5), 1: at(0.501), **{i: lost(share=0.8) for i in (2, 3, 4)}}
     table = {cell("scratch"): base, cell(): {i: at(0.52 + 0.001 * i) for i in range(5)}}
-    [one], _ = comparisons.compared(table, 0.01, 0.95)
-    assert one.mean < 0 and one.word != "negative"
+    [comparison], _ = comparisons.compared(table, 0.01, 0.95)
+    assert comparison.mean < 0 and comparison.word != "negative"
 
 
 def test_one_pair_of_fits_under_several_seeds_is_one_pair():
     pair = {cell("scratch"): at(0.5), cell(): at(0.6)}
     table = {where: dict.fromkeys(range(3), scores) for where, scores in pair.items()}
-    [one], _ = comparisons.compared(table, 0.01, 0.95)
-    assert one.word == "" and one.reason == comparisons.COPIES
+    [comparison], _ = comparisons.compared(table, 0.01, 0.95)
+    assert comparison.word == "" and comparison.reason == comparisons.COPIES
     varies = {**table, cell("scratch"): {i: at(0.5 + 0.01 * i) for i in range(3)}}  # a learner that draws nothing
     assert comparisons.compared(varies, 0.01, 0.95)[0][0].reason == ""
 
 
 def test_other_fits_from_scratch_beside_the_same_fits_are_another_look():
     table = {cell(): fits([0.5, 0.51, 0.52]), cell("scratch"): fits([0.4, 0.41, 0.42], seed=1)}
-    part = found(table)
+    part = as_read(table)
     keyed = [part._replace(rows=[replace(row, key=row.name) for row in part.rows])]
     places, judging = [looks.place()], Judging()
     looks.write(looks.judged_fits(keyed, "scratch"), judging, 1, places)
     assert looks.count(looks.judged_fits(keyed, "scratch"), judging, places) == 1
-    worse = found({**table, cell("scratch"): fits([0.2, 0.21, 0.22], seed=2)})
+    worse = as_read({**table, cell("scratch"): fits([0.2, 0.21, 0.22], seed=2)})
     swapped = [worse._replace(rows=[replace(row, key=f"other {row.name}") for row in worse.rows])]
     assert looks.count(looks.judged_fits(swapped, "scratch"), judging, places) == 2
 
 
 def test_fits_are_known_by_what_they_predict_whatever_they_are_called():
     table = {cell(): fits([0.5, 0.51, 0.52]), cell("scratch"): fits([0.4, 0.41, 0.42], seed=1)}
-    part, places = found(table), [looks.place()]
+    part, places = as_read(table), [looks.place()]
     part = part._replace(rows=[replace(row, key=row.name) for row in part.rows])
     looks.write(looks.judged_fits([part], "scratch"), Judging(margin=0.5), 1, places)
     named = {cell("mine_v2"): table[cell()], cell("scratch"): table[cell("scratch")]}
-    again = found(named)
+    again = as_read(named)
     again = again._replace(rows=[replace(row, key=f"of a table, {row.name}") for row in again.rows])
     assert looks.count(looks.judged_fits([again], "scratch"), Judging(margin=0.5), places) == 1
     with pytest.raises(InputError, match=r"judged before with --margin=0\.5, not 3\.0"):
@@ -184,8 +188,13 @@ def test_a_strategy_that_equals_failures_is_not_called_equivalent():
     """Of a base that half failed: equivalent to it is not equivalent to what it is where it works."""
     scratch = {0: at(0.9), 1: lost(), 2: lost(), 3: lost(), 4: lost()}
     same = {0: at(0.9), 1: at(0.5), 2: at(0.5), 3: at(0.5), 4: at(0.5)}
-    one = comparisons.compared({cell("scratch"): scratch, cell("same"): same}, 0.2, 0.95)[0][0]
-    assert one.low > -0.2 and one.high < 0.2 and one.word == "" and "equivalent only because" in one.reason
+    comparison = comparisons.compared({cell("scratch"): scratch, cell("same"): same}, 0.2, 0.95)[0][0]
+    assert (
+        comparison.low > -0.2
+        and comparison.high < 0.2
+        and comparison.word == ""
+        and "equivalent only because" in comparison.reason
+    )
 
 
 def test_milestones_of_a_fit_that_diverged():
@@ -225,8 +234,8 @@ def test_a_strategy_that_diverged_stands_in_the_study_with_its_share(failing, ta
     text = visible((folder / "w" / "report.html").read_text())
     assert f"3 of 3 fits diverged and count as {100 * share:.1f} %" in text
     scratch = np.mean([row.test_accuracy for part in kept.parts for row in part.rows if row.strategy == "scratch"])
-    [told] = [row for row in csv_rows(folder / "w" / "comparisons.csv") if "boom" in row["strategy"]]
-    assert float(told["mean"]) == pytest.approx(share - scratch) and json.loads(told["diverged"]) == [3, 0]
+    [shown] = [row for row in csv_rows(folder / "w" / "comparisons.csv") if "boom" in row["strategy"]]
+    assert float(shown["mean"]) == pytest.approx(share - scratch) and json.loads(shown["diverged"]) == [3, 0]
 
 
 def csv_rows(file: Path) -> list[dict[str, str]]:
@@ -240,8 +249,8 @@ def test_the_table_of_a_transfer_says_what_diverged_fits_count_as(failing, tasks
     with np.load(tasks / "clothes.npz") as target:
         settled = summary.with_share(lines, target["test_labels"])
     transfer_page.print_results("title", settled, [])
-    said = capsys.readouterr().out
-    assert "3 of 3 fits diverged and count as 35.0 %" in said and summary.COUNTS_AS in said
+    output = capsys.readouterr().out
+    assert "3 of 3 fits diverged and count as 35.0 %" in output and summary.COUNTS_AS in output
     text = visible(transfer_page.page(settled, {}, title="t", source_note="", notes=[], provenance=pages.Provenance()))
     assert "3 of 3 fits diverged and count as 35.0 %" in text and "enter no mean" not in text
 
@@ -261,7 +270,7 @@ def test_a_loss_below_the_margin_is_not_told_as_harm():
     table = {cell("scratch"): {i: at(0.7, 2000) for i in range(5)}}
     table |= {cell(name): spread_of(rate) for name, rate in (("less", 0.685), ("gain", 0.8), ("same", 0.7))}
     family, _ = judgements(table, 0.03)
-    assert {one.strategy: (one.word, one.size) for one in family} == {
+    assert {comparison.strategy: (comparison.word, comparison.size) for comparison in family} == {
         "less": ("negative", "within"),
         "gain": ("positive", "beyond"),
         "same": ("equivalent", "within"),
@@ -270,7 +279,9 @@ def test_a_loss_below_the_margin_is_not_told_as_harm():
     assert text.startswith("Better than scratch by more than the margin: gain (+10.00 points, +")
     assert "; worse than scratch, by less than the margin: less (-1.50 points, -" in text
     assert "hurt" not in text and "no difference from scratch that matters: same (" in text
-    assert all(0 <= low <= high <= 1 for one in family for low, high in (one.power, one.power_equivalent))
+    assert all(
+        0 <= low <= high <= 1 for comparison in family for low, high in (comparison.power, comparison.power_equivalent)
+    )
 
 
 CLAUSES = {
@@ -330,9 +341,9 @@ def test_two_seeds_are_never_judged_without_a_warning():
         name: {i: at(rate + 0.001 * i, 2000) for i in range(2)}
         for name, rate in ((cell("scratch"), 0.5), (cell(), 0.9))
     }
-    told = compare_page.judged([found(table)], Judging(), [])
-    assert told.family[0].word and "Two fits say little" in told.family[0].warning
-    assert any(note.startswith("full: Two fits say little") for note in told.notes)
+    study = compare_page.judged([as_read(table)], Judging(), [])
+    assert study.family[0].word and "Two fits say little" in study.family[0].warning
+    assert any(note.startswith("full: Two fits say little") for note in study.notes)
 
 
 def test_levels_and_p_are_those_of_all_that_is_judged_together():
@@ -343,11 +354,11 @@ def test_levels_and_p_are_those_of_all_that_is_judged_together():
         table |= {cell("full", target=target): fits([0.56, 0.55, 0.6, 0.58], 1000, seed=1)}
     only = {where: scores for where, scores in table.items() if where.target == "b"}
     [alone], _ = comparisons.compared(only, 0.02, 0.95)
-    one, _ = comparisons.compared(table, 0.02, 0.95, looks=3)[0]
-    assert one.level == pytest.approx(1 - 0.05 / 6) and one.high - one.low > alone.high - alone.low
-    assert one.p == pytest.approx(min(1, 6 * alone.p)) and 0 < alone.p < 1
-    told = compare_page.judged([found(only)], Judging(2.0, 0.9, looks=2), [])
-    text = visible(pages.render(compare_page.sections(told, {}), title="t", lead="", provenance=pages.Provenance()))
+    comparison, _ = comparisons.compared(table, 0.02, 0.95, looks=3)[0]
+    assert comparison.level == pytest.approx(1 - 0.05 / 6) and comparison.high - comparison.low > alone.high - alone.low
+    assert comparison.p == pytest.approx(min(1, 6 * alone.p)) and 0 < alone.p < 1
+    study = compare_page.judged([as_read(only)], Judging(2.0, 0.9, looks=2), [])
+    text = visible(pages.render(compare_page.sections(study, {}), title="t", lead="", provenance=pages.Provenance()))
     assert "with simultaneous 95 % intervals over all rows of a target." in text and "p, adjusted" in text
 
 
@@ -358,7 +369,7 @@ def test_what_stands_beside_the_verdicts_has_the_level_that_is_printed():
         of_target = {cell("scratch", target=target): fits([0.5, 0.52, 0.49, 0.5], 1000)}
         of_target |= {cell("full", target=target): fits([0.56, 0.55, 0.6, 0.58], 1000, seed=1)}
         of_target |= {cell("lp_ft", target=target): fits([0.52, 0.5, 0.55, 0.5], 1000, seed=2)}
-        parts.append(found(of_target)._replace(labels={target: np.ones(1000, int)}))
+        parts.append(as_read(of_target)._replace(labels={target: np.ones(1000, int)}))
         table |= of_target
     judged = compare_page.judged(parts, Judging(2.0), [])
     assert judged.family[0].level == pytest.approx(0.975) and judged.asides.level == 0.95
@@ -376,16 +387,16 @@ def test_what_stands_beside_the_verdicts_has_the_level_that_is_printed():
 
 def test_the_reason_of_a_refusal_is_the_reason():
     table = {cell("scratch"): fits([0.5] * 3), cell(): fits([0.9] * 3)}
-    told = compare_page.judged([found(table)], Judging(), [], 2)
-    assert told.verdict == "Nothing was judged: looked at 2 times with 1 planned."
-    assert told.family[0].word == "" and told.family[0].size == ""
+    study = compare_page.judged([as_read(table)], Judging(), [], 2)
+    assert study.verdict == "Nothing was judged: looked at 2 times with 1 planned."
+    assert study.family[0].word == "" and study.family[0].size == ""
     groups = {"b": np.arange(400) % 5}
-    told = compare_page.judged([found(table, groups=groups)], Judging(), [])
-    assert told.verdict.startswith("Nothing was judged: 5 groups of test items are fewer than 8")
-    told = compare_page.judged([found(table, groups={"b": np.zeros(400, int)})], Judging(), [])
-    assert "all test examples are of one group" in told.verdict
-    told = compare_page.judged([found({cell("scratch"): fits([0.5]), cell(): fits([0.9])})], Judging(), [])
-    assert "of one pair of fits; a verdict takes two seeds or more" in told.verdict
+    study = compare_page.judged([as_read(table, groups=groups)], Judging(), [])
+    assert study.verdict.startswith("Nothing was judged: 5 groups of test items are fewer than 8")
+    study = compare_page.judged([as_read(table, groups={"b": np.zeros(400, int)})], Judging(), [])
+    assert "all test examples are of one group" in study.verdict
+    study = compare_page.judged([as_read({cell("scratch"): fits([0.5]), cell(): fits([0.9])})], Judging(), [])
+    assert "of one pair of fits; a verdict takes two seeds or more" in study.verdict
 
 
 # What a family is of
@@ -398,38 +409,42 @@ def test_equal_methods_enter_the_family_once():
     table = {cell("scratch"): fits([0.5, 0.52, 0.49]), cell("lp_ft"): fits([0.56, 0.6, 0.55], seed=1)}
     family, _ = judgements(table)
     twice = table | {cell("gradual_unfreeze"): {i: scores.copy() for i, scores in table[cell("lp_ft")].items()}}
-    one, other = judgements(twice)[0]
-    assert one == family[0] and other == one._replace(strategy="gradual_unfreeze", equals="lp_ft")
-    told = compare_page.judged([found(twice)], Judging(2.0), [])
-    assert "gradual_unfreeze equals lp_ft on every test example: judged once" in told.notes
-    assert console.Cell("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(told.family).rows]
+    comparison, other = judgements(twice)[0]
+    assert comparison == family[0] and other == comparison._replace(strategy="gradual_unfreeze", equals="lp_ft")
+    study = compare_page.judged([as_read(twice)], Judging(2.0), [])
+    assert "gradual_unfreeze equals lp_ft on every test example: judged once" in study.notes
+    assert console.Cell("gradual_unfreeze", "equals lp_ft") in [row[0] for row in tables.verdicts(study.family).rows]
     sources = {cell(name, source=s): fits([rate] * 3, seed=i) for i, (name, s, rate) in enumerate(BASES)}
-    one, other = judgements(sources | {cell("none", source=s): fits([0.6] * 3, seed=9) for s in "ab"}, base="full")[0]
-    assert not one.equals and not other.equals and one.mean != other.mean  # the same fits, beside other ones
+    comparison, other = judgements(
+        sources | {cell("none", source=s): fits([0.6] * 3, seed=9) for s in "ab"}, base="full"
+    )[0]
+    assert (
+        not comparison.equals and not other.equals and comparison.mean != other.mean
+    )  # the same fits, beside other ones
     nearly = table | {cell("other"): {i: scores ^ (np.arange(400) == i) for i, scores in table[cell("lp_ft")].items()}}
-    assert not any(one.equals for one in judgements(nearly)[0])
+    assert not any(comparison.equals for comparison in judgements(nearly)[0])
 
 
 def test_seeds_that_not_all_budgets_share_are_told():
     table = {cell(name, 10): fits([0.5] * 6, seed=i) for i, name in enumerate(("scratch", "full"))}
     table |= {cell(name, 100): fits([0.6] * 2, seed=i) for i, name in enumerate(("scratch", "full"))}
-    told = compare_page.judged([found(table)], Judging(2.0), [])
-    assert told.family[0].fits == 2 and told.family[0].unused == 4 + 4
+    study = compare_page.judged([as_read(table)], Judging(2.0), [])
+    assert study.family[0].fits == 2 and study.family[0].unused == 4 + 4
     assert any(
-        "over the 2 seeds that all its budgets share: 8 fits of it and of scratch" in note for note in told.notes
+        "over the 2 seeds that all its budgets share: 8 fits of it and of scratch" in note for note in study.notes
     )
-    assert "shares of the budgets in the area: 10 50 %, 100 50 %" in told.notes
+    assert "shares of the budgets in the area: 10 50 %, 100 50 %" in study.notes
     apart = {cell("scratch"): fits([0.5] * 2), cell(): {7: at(0.9), 8: at(0.9)}}
-    told = compare_page.judged([found(apart)], Judging(), [])
-    assert "full: no seed has a fit at every budget, and one of scratch beside it" in told.notes
+    study = compare_page.judged([as_read(apart)], Judging(), [])
+    assert "full: no seed has a fit at every budget, and one of scratch beside it" in study.notes
 
 
 def test_a_name_that_begins_with_scratch_keeps_its_source():
     """Scratch is known by its name, and scratch with more steps by a field."""
     base, other = "scratch_norm.py:strategy", cell("full")
     table = {cell(base): fits([0.5, 0.52, 0.49]), other: fits([0.7, 0.72, 0.71], seed=1)}
-    [one], _ = comparisons.compared(table, 0.01, 0.95, base=base)
-    assert one.mean == pytest.approx(comparisons.differences(table, other, cell(base)).mean())
+    [comparison], _ = comparisons.compared(table, 0.01, 0.95, base=base)
+    assert comparison.mean == pytest.approx(comparisons.differences(table, other, cell(base)).mean())
     row = Result(name="", strategy="scratch for me", source="a", target="b", train_examples=10, steps=5, seed=0)
     assert predictions.cell(row) == Cell("a", "b", "scratch for me", 10)
     assert predictions.cell(replace(row, strategy="scratch"), True).longer
@@ -451,14 +466,14 @@ def test_items_in_groups_are_judged_as_groups_and_told(tasks, tmp_path):
     kept = predictions.read_study(tmp_path / "w").parts
     [part] = [part for part in kept if part.rows[0].strategy == "full"]
     assert part.groups[part.rows[0].target].tolist() == (np.arange(40) // 4).tolist()  # from its predictions
-    [told] = csv_rows(tmp_path / "w" / "comparisons.csv")
+    [row] = csv_rows(tmp_path / "w" / "comparisons.csv")
     # In groups of one size the mean over groups is the mean over items, and the interval that of the groups' means.
     right = predictions.right(kept)
     [where] = [where for where in right if where.source]
     items = comparisons.differences(right, where, where._replace(source=None, strategy="scratch"))
     interval = statistics.crossed(items, 0.95, groups=np.arange(40) // 4)
-    assert float(told["mean"]) == pytest.approx(items.reshape(3, 10, 4).mean(2).mean()) and told["groups"] == "10"
-    assert float(told["low"]) == pytest.approx(interval.low)
+    assert float(row["mean"]) == pytest.approx(items.reshape(3, 10, 4).mean(2).mean()) and row["groups"] == "10"
+    assert float(row["low"]) == pytest.approx(interval.low)
 
 
 def test_items_that_come_together_are_counted_as_groups():
@@ -469,9 +484,11 @@ def test_items_that_come_together_are_counted_as_groups():
         for name, rate in zip(("scratch", "full"), writers, strict=True)
     }
     groups = np.repeat(np.arange(20), 20)
-    [plain], [one] = (comparisons.compared(table, 0.02, 0.95, groups=known)[0] for known in ({}, {"b": groups}))
-    assert one.groups == 20 and plain.groups is None
-    assert one.mean == pytest.approx(plain.mean) and one.high - one.low > 2 * (plain.high - plain.low)
+    [plain], [comparison] = (comparisons.compared(table, 0.02, 0.95, groups=known)[0] for known in ({}, {"b": groups}))
+    assert comparison.groups == 20 and plain.groups is None
+    assert comparison.mean == pytest.approx(plain.mean) and comparison.high - comparison.low > 2 * (
+        plain.high - plain.low
+    )
     alone = comparisons.alone(table, [cell()], comparisons.Conditions(0.02, groups=groups), 0.95)
     means = comparisons.differences(table, cell(), cell("scratch")).reshape(4, 20, 20).mean(2)
     assert alone.low == pytest.approx(statistics.crossed(means, 0.95).low, rel=0.2)  # but for unseen disagreements
@@ -517,8 +534,8 @@ def theirs_again(folder, out="out"):
 
 def test_diverged_fits_made_elsewhere_count_too(tmp_path, capsys):
     report.main(["report", *theirs(tmp_path, diverged=[("mine", 1)])])
-    said = capsys.readouterr().out
-    assert "mine at 40 labels: 1 of 3 fits diverged and count as 25.0 %" in said
+    output = capsys.readouterr().out
+    assert "mine at 40 labels: 1 of 3 fits diverged and count as 25.0 %" in output
     text = (tmp_path / "theirs.csv").read_text()
     (tmp_path / "theirs.csv").write_text(text.replace("yes", "perhaps"))
     with pytest.raises(InputError, match="line 6: diverged 'perhaps' is neither true nor false"):
@@ -533,8 +550,8 @@ def told_by(capsys):
 
 
 def test_the_first_judgement_decides_how_fits_are_judged(tmp_path, capsys):
-    given = theirs(tmp_path / "a")
-    report.main(["report", *given, "--margin=2"])
+    argv = theirs(tmp_path / "a")
+    report.main(["report", *argv, "--margin=2"])
     assert "a margin of 2 points" in told_by(capsys)
     for more in ([], ["--margin=3"], ["--margin=2", "--level=0.9"], ["--margin=2", "--family=budgets"]):
         with pytest.raises(InputError, match="judged before with --"):
@@ -543,7 +560,7 @@ def test_the_first_judgement_decides_how_fits_are_judged(tmp_path, capsys):
     assert "positive" in told_by(capsys)
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(InputError, match=r"judged before with --margin=2\.0, not 0\.5"):
-        report.main(["report", *given])  # the folder of the report remembers too
+        report.main(["report", *argv])  # the folder of the report remembers too
 
 
 def test_growth_is_a_look_wherever_the_fits_are_put(tmp_path, capsys):
@@ -561,9 +578,9 @@ def test_growth_is_a_look_wherever_the_fits_are_put(tmp_path, capsys):
 def test_fits_that_get_no_verdict_are_no_look(tmp_path, capsys):
     """A single seed, of all, of one strategy or of what it is compared with: the look is spent on the first verdict."""
     report.main(["report", *theirs(tmp_path / "one", seeds=(0,)), "--looks=2"])
-    said = told_by(capsys)
-    assert "Nothing was judged: of one pair of fits" in said
-    assert "no look at these fits is counted" in said and "look 1 of 2" not in said
+    output = told_by(capsys)
+    assert "Nothing was judged: of one pair of fits" in output
+    assert "no look at these fits is counted" in output and "look 1 of 2" not in output
     assert not list((tmp_path / "cache").rglob("*.json")) and not (tmp_path / "one" / "out" / "looks").exists()
     more = theirs(tmp_path / "some", seeds=(0, 1, 2))
     rows = (tmp_path / "some" / "theirs.csv").read_text().splitlines(keepends=True)
@@ -572,19 +589,19 @@ def test_fits_that_get_no_verdict_are_no_look(tmp_path, capsys):
     assert "no look at these fits is counted" in told_by(capsys)
     for number, seeds in enumerate(((0, 1, 2), (0, 1, 2, 3)), 1):
         report.main(["report", *theirs(tmp_path / str(number), seeds=seeds), "--looks=2"])
-        said = told_by(capsys)
-        assert f"look {number} of 2 planned" in said and "Nothing was judged" not in said
+        output = told_by(capsys)
+        assert f"look {number} of 2 planned" in output and "Nothing was judged" not in output
 
 
 def test_a_target_of_one_seed_beside_others_is_no_look():
     judged = {cell(): fits([0.6] * 3), cell("scratch"): fits([0.5] * 3)}
-    single = {(c._replace(target="other")): {0: of[0]} for c, of in judged.items()}
+    single = {(c._replace(target="other")): {0: fits_of_cell[0]} for c, fits_of_cell in judged.items()}
     for table, targets in ((judged, {"b"}), (single, set()), (judged | single, {"b"})):
-        able = looks.judgeable(((c, seed) for c, of in table.items() for seed in of), "scratch")
+        able = looks.judgeable(((c, seed) for c, fits_of_cell in table.items() for seed in fits_of_cell), "scratch")
         assert able == targets
-    of_mine = ((c, seed) for c, of in judged.items() for seed in of)
+    of_mine = ((c, seed) for c, fits_of_cell in judged.items() for seed in fits_of_cell)
     assert looks.judgeable(of_mine, "mine") == set()  # compared with what is not there
-    assert looks.judged_fits([found(single)], "scratch") == [] and looks.count([], Judging(), []) == 0
+    assert looks.judged_fits([as_read(single)], "scratch") == [] and looks.count([], Judging(), []) == 0
 
 
 @pytest.mark.slow
@@ -593,18 +610,18 @@ def test_a_comparison_of_one_seed_grows_without_a_look(tasks, tmp_path, capsys):
     flags = {"strategies": ("scratch", "full"), "epochs": None, "steps": 4, "points": 1}
     for number, seeds in enumerate(((0,), (0, 1), (0, 1, 2))):
         compare.main(["compare", *command(tasks, tmp_path, **flags, seeds=seeds), "--longer_scratch=false"])
-        said = told_by(capsys)
-        assert ("no look at these fits is counted" in said) == (number == 0)
+        output = told_by(capsys)
+        assert ("no look at these fits is counted" in output) == (number == 0)
         assert (tmp_path / "w" / "looks.json").exists() == (number > 0)
-        assert ("looked at 2 times with 1 planned" in said) == (number == 2)
+        assert ("looked at 2 times with 1 planned" in output) == (number == 2)
         assert directory.read_record(tmp_path / "w" / "study.json")["look"] == number
 
 
 def test_planned_looks_are_looks(tmp_path, capsys):
     for number, seeds in enumerate(((0, 1, 2), (0, 1, 2, 3), (0, 1, 2, 3, 4)), 1):
         report.main(["report", *theirs(tmp_path / str(number), seeds=seeds), "--looks=2"])
-        said = told_by(capsys)
-        assert (f"look {number} of 2 planned" in said) == (number < 3) == ("Nothing was judged" not in said)
+        output = told_by(capsys)
+        assert (f"look {number} of 2 planned" in output) == (number < 3) == ("Nothing was judged" not in output)
 
 
 @pytest.fixture
@@ -638,9 +655,9 @@ def test_looks_survive_a_copy_that_forgets_them_and_a_new_run_directory(way, cop
         (folder / "w").rename(folder / "before")
     grown = command(tasks, folder, **{**flags, "seeds": (0, 1, 2, 3), "workdir": folder / "w"})
     compare.main(["compare", *grown, "--eval=source", "--longer_scratch=false"])
-    said = told_by(capsys)
-    assert "this is look 2 at such fits with 1 planned" in said  # before anything was trained
-    assert "Nothing was judged: looked at 2 times with 1 planned" in said
+    output = told_by(capsys)
+    assert "this is look 2 at such fits with 1 planned" in output  # before anything was trained
+    assert "Nothing was judged: looked at 2 times with 1 planned" in output
     report.main(["report", f"--runs={folder / 'w'}", f"--output={folder / 'pages'}"])
     assert "Nothing was judged: looked at 2 times with 1 planned" in told_by(capsys)
     with pytest.raises(InputError, match=r"judged before with --margin=0\.5, not 2\.0"):
@@ -651,14 +668,14 @@ def test_looks_survive_a_copy_that_forgets_them_and_a_new_run_directory(way, cop
 
 def test_runs_side_by_side_are_no_look_but_pooled_seeds_are():
     judging = Judging()
-    one, two = (
+    first, two = (
         {cell(name): fits([0.5] * 3, seed=i), cell("scratch"): fits([0.4] * 3)}
         for i, name in enumerate(("full", "mine"))
     )
     more = {cell("full"): {i + 3: at(0.5) for i in range(3)}, cell("scratch"): {i + 3: at(0.4) for i in range(3)}}
     runs = []
-    for number, table in enumerate((one, two, more)):
-        part = found(table)
+    for number, table in enumerate((first, two, more)):
+        part = as_read(table)
         rows = [replace(row, key=f"{row.strategy}{row.seed}") for row in part.rows]
         runs.append([part._replace(rows=rows)])
         looks.write(looks.judged_fits(runs[number], "scratch"), judging, 1, [looks.place()])
@@ -679,11 +696,11 @@ def test_where_looks_cannot_be_kept_it_is_said(tmp_path, monkeypatch, capsys):
 
 
 def speaks(tasks, **flags):
-    given = {"source": str(tasks / "digits.npz"), "target": str(tasks / "clothes.npz"), "hidden": (8,)}
-    given |= {"strategies": ("scratch", "full"), "seeds": (0, 1, 2), "steps": 20, "workdir": "w", **flags}
-    given = {name: value for name, value in given.items() if value is not None}
-    made = Settings.from_flags(**given)
-    parts = compare.planned(given, CompareFlags(), made, process.prepare(made))
+    flag_values = {"source": str(tasks / "digits.npz"), "target": str(tasks / "clothes.npz"), "hidden": (8,)}
+    flag_values |= {"strategies": ("scratch", "full"), "seeds": (0, 1, 2), "steps": 20, "workdir": "w", **flags}
+    flag_values = {name: value for name, value in flag_values.items() if value is not None}
+    settings = Settings.from_flags(**flag_values)
+    parts = compare.planned(flag_values, CompareFlags(), settings, process.prepare(settings))
     for part in parts:
         judging.require_variation(part.experiment)
     return compare.notes(parts, CompareFlags())
@@ -710,24 +727,24 @@ def test_a_checkpoint_of_one_fit_and_one_of_several(tasks, finished):
 
 @pytest.mark.parametrize("stream", ["head", "order", "draw"])
 def test_every_pinned_stream_is_told(stream, tasks):
-    said = speaks(tasks, **{f"{stream}_seed": 5}, train_examples=("4/class",))
-    assert [note for note in said if f"--{stream}_seed pins" in note]
+    notes = speaks(tasks, **{f"{stream}_seed": 5}, train_examples=("4/class",))
+    assert [note for note in notes if f"--{stream}_seed pins" in note]
     assert not [note for note in speaks(tasks, train_examples=("4/class",)) if "pins" in note]
 
 
 def test_at_all_labels_it_is_about_one_training_set(tasks):
-    said = (
+    sentence = (
         "which is every training example, no draw varies: what is said there, and in an area as far as that is of it, "
         "is of this one training set"
     )
-    assert f"at all, {said}" in speaks(tasks)
-    assert f"at 120, {said}" in speaks(tasks, train_examples=("4/class", "120"))  # all there are, by another name
-    assert not any(said in note for note in speaks(tasks, train_examples=("4/class",)))
+    assert f"at all, {sentence}" in speaks(tasks)
+    assert f"at 120, {sentence}" in speaks(tasks, train_examples=("4/class", "120"))  # all there are, by another name
+    assert not any(sentence in note for note in speaks(tasks, train_examples=("4/class",)))
 
 
 def test_sources_that_differ_in_kind_are_each_told_once():
-    anew, one = judging.Variation("a", 3, 3, (), ()), judging.Variation("b", 1, 3, (), ())
-    assert judging.spoken_of([anew, one, one]) == [f"a: {ANEW}", f"b: {ONE}"]
+    anew, single = judging.Variation("a", 3, 3, (), ()), judging.Variation("b", 1, 3, (), ())
+    assert judging.spoken_of([anew, single, single]) == [f"a: {ANEW}", f"b: {ONE}"]
     assert judging.spoken_of([anew._replace(sources=2)]) == [
         "2 trained sources serve 3 seeds, so the verdicts speak of these sources"
     ]
@@ -744,18 +761,18 @@ def test_seeds_that_vary_nothing_are_refused(tasks):
 
 def test_a_report_of_a_transfer_says_what_its_seeds_vary(finished, tmp_path, capsys):
     report.main(["report", f"--runs={finished[0]}", f"--output={tmp_path / 'pages'}"])
-    said = told_by(capsys)
-    assert ANEW in said and "this one training set" in said
+    output = told_by(capsys)
+    assert ANEW in output and "this one training set" in output
 
 
 def test_the_base_is_found_however_its_options_are_written(tasks, tmp_path, monkeypatch):
     """A fit is known by the options as they were read: 0.50 is 0.5."""
     judgings: list[Judging] = []
-    monkeypatch.setattr("experiments.runs.fit.within", lambda *given: [])
-    monkeypatch.setattr(compare, "_predictions", lambda *given: None)
-    monkeypatch.setattr(compare_page, "show", lambda folder, found, judging, *more: judgings.append(judging))
-    given = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))
-    compare.main(["compare", *given, "--against=lp_ft:start=0.50"])
+    monkeypatch.setattr("experiments.runs.fit.within", lambda *positional: [])
+    monkeypatch.setattr(compare, "_predictions", lambda *positional: None)
+    monkeypatch.setattr(compare_page, "show", lambda folder, parts, judging, *more: judgings.append(judging))
+    positional = command(tasks, tmp_path, strategies=("full", "lp_ft:start=0.50"))
+    compare.main(["compare", *positional, "--against=lp_ft:start=0.50"])
     assert [judging.against for judging in judgings] == ["lp_ft:start=0.5"]
 
 
@@ -776,14 +793,14 @@ def test_one_budget_is_judged_as_if_the_others_were_not_there():
     table = of_three_budgets()
     family, others = judgements(table, kind="50")
     alone, none = judgements({where: scores for where, scores in table.items() if where.budget == 50})
-    assert [one.budgets for one in family] == [(50,), (50,)] and none == []
-    assert [(one.word, one.low, one.high, one.p) for one in family] == [
-        (one.word, one.low, one.high, one.p) for one in alone
+    assert [comparison.budgets for comparison in family] == [(50,), (50,)] and none == []
+    assert [(comparison.word, comparison.low, comparison.high, comparison.p) for comparison in family] == [
+        (comparison.word, comparison.low, comparison.high, comparison.p) for comparison in alone
     ]
-    assert {(one.strategy, one.budgets[0]) for one in others} == {
+    assert {(comparison.strategy, comparison.budgets[0]) for comparison in others} == {
         (name, n) for name in ("early", "late") for n in (10, 200)
     }
-    assert not any(one.word for one in others)
+    assert not any(comparison.word for comparison in others)
     for wrong, message in (("70", "no fit has 70 labels: there are 10, 50 and 200"), ("0", "a number of labels")):
         with pytest.raises(InputError, match=message):
             judgements(table, kind=wrong)
@@ -794,8 +811,10 @@ def test_a_strategy_of_one_budget_is_among_the_areas_and_among_the_budgets_by_th
         where: scores for where, scores in of_three_budgets().items() if where[2:4] not in (("late", 10), ("late", 50))
     }
     family, others = judgements(table)
-    assert [one.budgets for one in family if one.strategy == "late"] == [(200,)]
-    assert [one.budgets for one in others if one.strategy == "late"] == [(200,)] and len(others) == 4
+    assert [comparison.budgets for comparison in family if comparison.strategy == "late"] == [(200,)]
+    assert [comparison.budgets for comparison in others if comparison.strategy == "late"] == [(200,)] and len(
+        others
+    ) == 4
 
 
 def test_the_band_over_budgets_covers_together_as_max_t_over_all_of_its_points():
@@ -803,11 +822,13 @@ def test_the_band_over_budgets_covers_together_as_max_t_over_all_of_its_points()
     table = of_three_budgets()
     band, _ = judgements(table, kind="budgets")
     assert len(band) == 6
-    for one in band:
-        scores = comparisons.differences(table, cell(one.strategy, *one.budgets), cell("scratch", *one.budgets))
+    for verdict in band:
+        scores = comparisons.differences(
+            table, cell(verdict.strategy, *verdict.budgets), cell("scratch", *verdict.budgets)
+        )
         alone, bonferroni = (statistics.crossed(scores, level) for level in (0.95, 1 - 0.05 / 6))
-        assert one.mean == pytest.approx(scores.mean())
-        assert alone.high - alone.low < one.high - one.low <= (bonferroni.high - bonferroni.low) * 1.001
+        assert verdict.mean == pytest.approx(scores.mean())
+        assert alone.high - alone.low < verdict.high - verdict.low <= (bonferroni.high - bonferroni.low) * 1.001
 
 
 def test_the_page_draws_the_band_and_names_the_labels_of_each_row():
@@ -816,8 +837,8 @@ def test_the_page_draws_the_band_and_names_the_labels_of_each_row():
     [axes] = drawn.axes
     assert "early, 10 labels +" in text and len(axes.lines) == 3  # 0 and a line each
     for name, line in zip(("early", "late"), axes.lines[1:], strict=True):
-        of_strategy = [one for one in family if one.strategy == name]
-        np.testing.assert_allclose(line.get_ydata(), [100 * one.mean for one in of_strategy])
+        of_strategy = [verdict for verdict in family if verdict.strategy == name]
+        np.testing.assert_allclose(line.get_ydata(), [100 * verdict.mean for verdict in of_strategy])
     rows, _ = figures.forest(family)
     assert "early, 50 labels" in [tick.get_text() for tick in rows.axes[0].get_yticklabels()]
     assert figures.bands(judgements(of_three_budgets(), kind="50")[0], figures.strokes(["early", "late"])) is None

@@ -62,11 +62,11 @@ def study(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.pages.figures.pdf", lambda figure: b"")
         patch.setattr("experiments.pages.figures.svg", lambda figure: "data:image/svg+xml;base64,")
-        compare.main(["compare", *given(folder, "w"), "--retention"])
+        compare.main(["compare", *argv_of(folder, "w"), "--retention"])
     return folder, folder / "w"
 
 
-def given(folder: Path, name: str) -> list[str]:
+def argv_of(folder: Path, name: str) -> list[str]:
     tasks = (f"--source={folder / 'src.npz'}", f"--target={folder / 'tgt.npz'}")
     return [*tasks, "--strategies=head_only,full", "--longer_scratch=false", *FLAGS, f"--workdir={folder / name}"]
 
@@ -85,8 +85,8 @@ def rows_of(file: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8"), newline="")))
 
 
-def by_name(found, strategy: str) -> dict[int, Result]:
-    return {row.seed: row for each in found for row in each.rows if row.strategy == strategy}
+def by_name(every_part, strategy: str) -> dict[int, Result]:
+    return {row.seed: row for each in every_part for row in each.rows if row.strategy == strategy}
 
 
 # Names
@@ -111,12 +111,12 @@ def test_no_page_of_values_speaks_of_accuracy(study):
 def test_the_table_of_a_transfer_names_metric_retention_and_unit(study, capsys, monkeypatch):
     folder = study[0]
     monkeypatch.setenv("COLUMNS", "200")  # a narrow terminal is shown fewer columns
-    line = [flag for flag in given(folder, "t") if not flag.startswith("--longer_scratch")]
+    line = [flag for flag in argv_of(folder, "t") if not flag.startswith("--longer_scratch")]
     transfer.main(["transfer", *line, "--retention"])
-    said = capsys.readouterr().out
-    heading = next(text for text in said.splitlines() if text.startswith(" strategy"))
+    output = capsys.readouterr().out
+    heading = next(text for text in output.splitlines() if text.startswith(" strategy"))
     assert all(name in heading for name in ("test r squared", "retention (r squared)", "mae", " loss "))
-    assert "accuracy" not in said.lower() and "source's own test r squared" in said
+    assert "accuracy" not in output.lower() and "source's own test r squared" in output
     again = {row.name: row for row in directory.results(folder / "t")}
     for row in (row for each in parts(study[1]) for row in each.rows):
         assert again[row.name].test_score == row.test_score and again[row.name].metric == R_SQUARED
@@ -142,15 +142,24 @@ def test_a_single_pair_has_the_interval_and_p_of_the_t_test_on_its_items(part, s
         single = {cells["full"]: {0: full}, cells["scratch"]: {0: scratch}}
         size = comparisons.scale(single, single)
         assert size == pytest.approx(np.sqrt((np.var(full) + np.var(scratch)) / 2), rel=1e-6)
-        one = comparisons.alone(single, [cells["full"]], Conditions(0.01, NATS, scale=size), 0.95)
+        comparison = comparisons.alone(single, [cells["full"]], Conditions(0.01, NATS, scale=size), 0.95)
         expected = stats.ttest_rel(full, scratch)
         low, high = expected.confidence_interval(0.95)
-        assert one.mean == pytest.approx(np.mean(full - scratch)) and one.metric == NATS and not one.word
+        assert (
+            comparison.mean == pytest.approx(np.mean(full - scratch))
+            and comparison.metric == NATS
+            and not comparison.word
+        )
         assert (stats.kurtosis(full - scratch, fisher=False) > 3) == (tails == "long")
         if tails == "short":
-            assert (one.p, one.low, one.high) == pytest.approx((expected.pvalue, low, high), rel=1e-9)
+            assert (comparison.p, comparison.low, comparison.high) == pytest.approx(
+                (expected.pvalue, low, high), rel=1e-9
+            )
         else:
-            assert expected.pvalue < one.p < 0.05 and low - 0.02 < one.low < low < high < one.high < high + 0.02
+            assert (
+                expected.pvalue < comparison.p < 0.05
+                and low - 0.02 < comparison.low < low < high < comparison.high < high + 0.02
+            )
 
 
 def test_verdicts_do_not_depend_on_the_unit_of_a_metric(study):
@@ -163,20 +172,20 @@ def test_verdicts_do_not_depend_on_the_unit_of_a_metric(study):
     large, _ = comparisons.compared(changed(1000, 0), 50, 0.95)
     shifted, _ = comparisons.compared(changed(1, 7), 0.05, 0.95)
     assert len(plain) == 2
-    for one, thousandfold, moved in zip(plain, large, shifted, strict=True):
-        assert (one.word, one.size) == (thousandfold.word, thousandfold.size) == (moved.word, moved.size)
-        ends = np.array([one.mean, one.low, one.high])
+    for comparison, thousandfold, moved in zip(plain, large, shifted, strict=True):
+        assert (comparison.word, comparison.size) == (thousandfold.word, thousandfold.size) == (moved.word, moved.size)
+        ends = np.array([comparison.mean, comparison.low, comparison.high])
         np.testing.assert_allclose([thousandfold.mean, thousandfold.low, thousandfold.high], 1000 * ends, rtol=1e-6)
         np.testing.assert_allclose([moved.mean, moved.low, moved.high], ends, rtol=1e-6, atol=1e-9)
-        assert (one.p, *one.power) == pytest.approx((thousandfold.p, *thousandfold.power), rel=1e-6)
+        assert (comparison.p, *comparison.power) == pytest.approx((thousandfold.p, *thousandfold.power), rel=1e-6)
 
 
 def test_an_interval_of_real_scores_may_end_beyond_one():
     rng = np.random.default_rng(0)
     cells = Cell("a", "b", "full", 10), Cell(None, "b", "scratch", 10)
     table = {cell: {seed: 5 * rng.normal(size=30) + 9 * (cell == cells[0]) for seed in range(3)} for cell in cells}
-    [one], _ = comparisons.compared(table, 0.05, 0.95)
-    assert one.low > 1 and one.word == "positive" and one.size == "beyond"
+    [comparison], _ = comparisons.compared(table, 0.05, 0.95)
+    assert comparison.low > 1 and comparison.word == "positive" and comparison.size == "beyond"
     assert (comparisons.alone(table, [cells[0]], Conditions(0.05), 0.95) or pytest.fail()).low > 1
 
 
@@ -186,8 +195,8 @@ def test_scores_that_are_all_the_same_are_not_taken_for_a_fit_that_diverged():
     assert not comparisons.diverged(perfect) and comparisons.diverged(comparisons.of_diverged(1.0, 40))
     cells = Cell("a", "b", "full", 10), Cell(None, "b", "scratch", 10)
     table = {cells[0]: {s: perfect for s in range(3)}, cells[1]: {s: half + 0.01 * s for s in range(3)}}
-    [one], _ = comparisons.compared(table, 0.05, 0.95)
-    assert one.diverged == (0, 0) and one.word == "positive"
+    [comparison], _ = comparisons.compared(table, 0.05, 0.95)
+    assert comparison.diverged == (0, 0) and comparison.word == "positive"
 
 
 @pytest.mark.slow
@@ -198,20 +207,20 @@ def test_intervals_of_squared_errors_cover_the_truth():
     for _ in range(studies):
         noise, table = rng.standard_t(5, size=(1, 150)), {}
         for cell in cells:
-            own = 0.3 * rng.normal(size=(1, 150)) + 0.3 * rng.normal(size=(5, 150))
-            table[cell] = dict(enumerate(1 - (noise + own) ** 2))
-        one = comparisons.alone(table, [cells[0]], Conditions(0.01, scale=comparisons.scale(table, cells)), 0.95)
-        covered += one.low <= 0 <= one.high
+            strategy_noise = 0.3 * rng.normal(size=(1, 150)) + 0.3 * rng.normal(size=(5, 150))
+            table[cell] = dict(enumerate(1 - (noise + strategy_noise) ** 2))
+        comparison = comparisons.alone(table, [cells[0]], Conditions(0.01, scale=comparisons.scale(table, cells)), 0.95)
+        covered += comparison.low <= 0 <= comparison.high
     assert 0.93 < covered / studies < 0.995
 
 
 # Directions, margins, several metrics
 
 
-def as_errors(found, target: str | None = None):
+def as_errors(every_part, target: str | None = None):
     """The same fits, measured by their absolute errors."""
     parts = []
-    for each in found:
+    for each in every_part:
         rows, scores = [], {}
         for row in each.rows:
             mae = row.metrics["mae"]
@@ -224,37 +233,41 @@ def as_errors(found, target: str | None = None):
 
 
 def test_where_less_is_better_differences_are_turned_and_that_is_said(study):
-    found = as_errors(parts(study[1]))
-    told = compare_page.judged(found, Judging(), [])
-    means = {name: np.mean([row.test_score for row in by_name(found, name).values()]) for name in ("scratch", "full")}
-    one = next(each for each in told.family if each.strategy == "full")
-    assert one.mean == pytest.approx(means["scratch"] - means["full"], abs=1e-6)
-    assert "less is better" in told.verdict and any("positive is better" in note for note in told.notes)
+    error_parts = as_errors(parts(study[1]))
+    judged = compare_page.judged(error_parts, Judging(), [])
+    means = {
+        name: np.mean([row.test_score for row in by_name(error_parts, name).values()]) for name in ("scratch", "full")
+    }
+    comparison = next(each for each in judged.family if each.strategy == "full")
+    assert comparison.mean == pytest.approx(means["scratch"] - means["full"], abs=1e-6)
+    assert "less is better" in judged.verdict and any("positive is better" in note for note in judged.notes)
     [row] = [
-        row for row in tables.scores([row for each in found for row in each.rows], "x").rows if row[0].text == "full"
+        row
+        for row in tables.scores([row for each in error_parts for row in each.rows], "x").rows
+        if row[0].text == "full"
     ]
     assert row[1].text == f"{means['full']:.4f}"
-    heading = tables.verdicts(told.family).columns[2]
-    assert heading == "Difference from scratch" and one.margin == 0.01
+    heading = tables.verdicts(judged.family).columns[2]
+    assert heading == "Difference from scratch" and comparison.margin == 0.01
 
 
 def test_a_study_of_two_metrics_names_each_and_takes_no_mean_over_them(study):
-    found = [*parts(study[1]), *as_errors(parts(study[1]), "of errors")]
-    told = compare_page.judged(found, Judging(), [])
-    assert {each.metric.name for each in told.family} == {"r_squared", "mae"}
-    assert "of r squared" in told.verdict and "of mae" in told.verdict
-    table = tables.verdicts(told.family)
+    both = [*parts(study[1]), *as_errors(parts(study[1]), "of errors")]
+    judged = compare_page.judged(both, Judging(), [])
+    assert {each.metric.name for each in judged.family} == {"r_squared", "mae"}
+    assert "of r squared" in judged.verdict and "of mae" in judged.verdict
+    table = tables.verdicts(judged.family)
     assert table.columns[:4] == ["Strategy", "Verdict", "Metric", "Difference from scratch"]
     assert {row[2].text for row in table.rows if len(row) > 1} == {"r squared", "mae"}
-    sections = compare_page.sections(told, {})
+    sections = compare_page.sections(judged, {})
     assert len([block for section in sections if section.key == "gains" for block in section.blocks]) == 0
-    assert any("different metrics" in note for note in told.notes)
+    assert any("different metrics" in note for note in judged.notes)
 
 
 def test_fits_of_one_target_and_two_metrics_are_refused(study):
-    found = parts(study[1])
+    accuracies = parts(study[1])
     with pytest.raises(InputError, match="were measured by r_squared and mae: report those of one metric"):
-        predictions.right([*found, *as_errors(found)])
+        predictions.right([*accuracies, *as_errors(accuracies)])
 
 
 def test_margins_are_in_the_unit_of_the_metric():
@@ -314,7 +327,7 @@ def test_retention_is_the_trained_body_under_the_sources_head_on_the_sources_tes
 def test_retention_of_what_is_merged_of_phases_and_of_masks_of_elements(study, tmp_path):
     folder, run = study
     line = [
-        flag for flag in given(folder, "t") if not flag.startswith(("--longer_scratch", "--strategies", "--workdir"))
+        flag for flag in argv_of(folder, "t") if not flag.startswith(("--longer_scratch", "--strategies", "--workdir"))
     ]
     strategies = "--strategies=lora:rank=2,lp_ft,random_mask:fraction=0.3"
     transfer.main(["transfer", *line, strategies, "--retention", f"--workdir={tmp_path / 'w'}"])
@@ -336,10 +349,10 @@ def test_retention_of_what_is_merged_of_phases_and_of_masks_of_elements(study, t
 @pytest.mark.slow
 def test_verdicts_on_retention_are_planned_and_judged_on_the_sources_items(study, capsys):
     folder, _ = study
-    line = [*given(folder, "kept"), "--verdict_on=retention", "--against=full"]
+    line = [*argv_of(folder, "kept"), "--verdict_on=retention", "--against=full"]
     compare.main(["compare", *line])
-    said = capsys.readouterr().out
-    assert "Of what is kept of the source: " in said and "of scratch it is not defined" in said
+    output = capsys.readouterr().out
+    assert "Of what is kept of the source: " in output and "of scratch it is not defined" in output
     record = json.loads((folder / "kept" / "study.json").read_text(encoding="utf-8"))
     assert record["judging"]["verdict_on"] == "retention"
     [row] = rows_of(folder / "kept" / "comparisons.csv")
@@ -353,7 +366,7 @@ def test_verdicts_on_retention_are_planned_and_judged_on_the_sources_items(study
     with pytest.raises(InputError, match="judged with --verdict_on=retention, not target"):
         report.main(["report", f"--runs={folder / 'kept'}", "--verdict_on=target", f"--output={folder / 'p'}"])
     with pytest.raises(InputError, match=r"--verdict_on=retention there,"):
-        compare.main(["compare", *given(folder, "kept"), "--against=full"])
+        compare.main(["compare", *argv_of(folder, "kept"), "--against=full"])
     file = next((folder / "kept" / "evals").glob("*/*.npz"))
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=r"there is no fit to judge: .* are not as they were written"):
@@ -365,9 +378,9 @@ def test_verdicts_on_retention_are_planned_and_judged_on_the_sources_items(study
 def test_what_cannot_be_kept_or_judged_is_one_line(study, tmp_path):
     folder, run = study
     with pytest.raises(InputError, match="not defined for scratch, which had none: name the strategy"):
-        compare.main(["compare", *given(folder, "no"), "--verdict_on=retention"])
+        compare.main(["compare", *argv_of(folder, "no"), "--verdict_on=retention"])
     with pytest.raises(InputError, match=r"--verdict_on=both|verdict_on"):
-        compare.main(["compare", *given(folder, "no"), "--verdict_on=both"])
+        compare.main(["compare", *argv_of(folder, "no"), "--verdict_on=both"])
     with pytest.raises(InputError, match="--retention: there is no source"):
         transfer.main(["transfer", f"--target={folder / 'tgt.npz'}", "--strategies=scratch", *FLAGS, "--retention",
                        f"--workdir={tmp_path / 'w'}"])  # fmt: skip

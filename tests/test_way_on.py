@@ -33,11 +33,11 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def arrays():
     rng = np.random.default_rng(0)
-    found = {}
+    result = {}
     for split, count in (("train", 12), ("test", 6)):
-        found[f"{split}_images"] = rng.integers(0, 256, (count, 4, 4), np.uint8)
-        found[f"{split}_labels"] = np.arange(count) % 3
-    return found
+        result[f"{split}_images"] = rng.integers(0, 256, (count, 4, 4), np.uint8)
+        result[f"{split}_labels"] = np.arange(count) % 3
+    return result
 
 
 SLIPS = {
@@ -185,8 +185,8 @@ def test_a_text_in_another_encoding_is_told_the_one_to_save_in(kind, tmp_path):
     file, text, read = readers(tmp_path)[kind]
     for encoding in ("utf-8", "utf-8-sig"):
         file.write_bytes(text.encode(encoding))
-        found = read()
-        assert kind != "flagfile" or found == {"seeds": (0,), "target": "caf\u00e9"}
+        contents = read()
+        assert kind != "flagfile" or contents == {"seeds": (0,), "target": "caf\u00e9"}
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32"):
         file.write_bytes(text.encode(encoding))
         with pytest.raises(InputError) as error:
@@ -212,9 +212,9 @@ def write_features(file, width, seed=0):
 
 
 def small(source, target, folder, **flags):
-    given = {"source": str(source), "target": str(target), "hidden": (4,), "steps": 3, "epochs": None, "seeds": (0,)}
-    given |= {"strategies": ("full",), "batch_size": 10, "workdir": str(folder)} | flags
-    return {name: value for name, value in given.items() if value is not None}
+    values = {"source": str(source), "target": str(target), "hidden": (4,), "steps": 3, "epochs": None, "seeds": (0,)}
+    values |= {"strategies": ("full",), "batch_size": 10, "workdir": str(folder)} | flags
+    return {name: value for name, value in values.items() if value is not None}
 
 
 @pytest.mark.slow
@@ -223,14 +223,14 @@ def test_features_transfer_to_features(width, tmp_path):
     """Of any shape that is no picture's, in transfer, beside other data to judge on, and as features."""
     for seed, name in enumerate(("a", "b", "c")):
         write_features(tmp_path / f"{name}.npz", width, seed)
-    given = small(tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "w")
-    lines = transfer.run(**given)
+    flags = small(tmp_path / "a.npz", tmp_path / "b.npz", tmp_path / "w")
+    lines = transfer.run(**flags)
     assert [line.strategy for line in lines] == ["scratch", "full"]
-    asked = compare.CompareFlags(eval=("source", str(tmp_path / "c.npz")), longer_scratch=False)
-    assert len(compare.run(given | {"workdir": str(tmp_path / "v"), "seeds": (0, 1)}, asked)) == 4
+    options = compare.CompareFlags(eval=("source", str(tmp_path / "c.npz")), longer_scratch=False)
+    assert len(compare.run(flags | {"workdir": str(tmp_path / "v"), "seeds": (0, 1)}, options)) == 4
     place = {"source_checkpoint": str(tmp_path / "w")}
-    asked = features.FeaturesFlags(dataset=str(tmp_path / "c.npz"), output=str(tmp_path / "f"))
-    assert (features.run(place, asked) / "train.npy").is_file()
+    options = features.FeaturesFlags(dataset=str(tmp_path / "c.npz"), output=str(tmp_path / "f"))
+    assert (features.run(place, options) / "train.npy").is_file()
 
 
 def test_data_of_another_shape_are_told_what_can_be_done(tasks, tmp_path):
@@ -259,14 +259,14 @@ def test_data_of_another_shape_are_told_what_can_be_done(tasks, tmp_path):
         ((pixels, f4, {"image_shape": (6, 6, 1)}), r"or features of that shape$"),
     ]
     for (source, target, more), message in cases:
-        given = small(source, target, tmp_path / "w", **more)
-        given |= {"strategies": ("full" if source else "scratch",)}
+        flags = small(source, target, tmp_path / "w", **more)
+        flags |= {"strategies": ("full" if source else "scratch",)}
         with pytest.raises(InputError, match=message) as error:
-            transfer.run(**{name: value for name, value in given.items() if value != "None"})
+            transfer.run(**{name: value for name, value in flags.items() if value != "None"})
         assert "image_shape" not in str(error.value) or more
-    asked = compare.CompareFlags(eval=(f9,))
+    options = compare.CompareFlags(eval=(f9,))
     with pytest.raises(InputError, match=rf"--eval={f9} has shape \(9,\), '{f4}' \(4,\): give one of that shape"):
-        compare.run(small(f4, f4, tmp_path / "w"), asked)
+        compare.run(small(f4, f4, tmp_path / "w"), options)
     assert not (tmp_path / "w").exists()
 
 
@@ -283,7 +283,7 @@ def test_a_tie_on_the_first_places_of_a_ranking_is_said():
 
     def first(*values):
         scores = [Scored({"all": {"knn": Score(value, 0.0)}}, 0.0) for value in values]
-        table = {(one.name, "t"): score for one, score in zip(cards, scores, strict=True)}
+        table = {(each.name, "t"): score for each, score in zip(cards, scores, strict=True)}
         return ranking_page._why(cards, table, "t", "all")[0]
 
     assert first(0.1, 0.2, 0.3, 0.4) == "first by knn: dog, ant, cat"
@@ -302,15 +302,15 @@ def test_a_tie_of_the_best_trials_of_a_search_is_said():
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     arm = tuned.Arm("full", "all", ())
 
-    def told(*accuracies):
+    def notes(*accuracies):
         study = optuna.create_study(direction="maximize")
         for accuracy in accuracies:
             study.add_trial(optuna.trial.create_trial(value=accuracy))
         return search_page._winner_notes(arm, tuned.Winner(study, study.trials[0], Settings.from_flags()))
 
-    assert len(told(0.9, 0.8)) == 1
-    assert told(0.9, 0.9, 0.8)[1] == "another trial has this accuracy: trials.csv has their values"
-    assert told(0.9, 0.90001, 0.9)[1].startswith("2 other trials have this accuracy")
+    assert len(notes(0.9, 0.8)) == 1
+    assert notes(0.9, 0.9, 0.8)[1] == "another trial has this accuracy: trials.csv has their values"
+    assert notes(0.9, 0.90001, 0.9)[1].startswith("2 other trials have this accuracy")
 
 
 # Advice that works
@@ -376,11 +376,11 @@ def test_a_program_names_flags_that_it_takes(program, monkeypatch):
 @pytest.mark.slow
 def test_a_penalty_that_a_source_cannot_have_is_refused_before_anything_is_written(tasks, tmp_path, capsys):
     """ewc of the target is the source's too, unless --source_penalty is given: the advice is tried."""
-    given = arguments(tasks, tmp_path / "w", strategies=("full",), seeds=(0,), penalty="ewc:weight=1")
-    text = refused([f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in given.items()], capsys)
+    flags = arguments(tasks, tmp_path / "w", strategies=("full",), seeds=(0,), penalty="ewc:weight=1")
+    text = refused([f"--{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in flags.items()], capsys)
     assert "give --source_penalty= for the source's own fit, and --save_fisher" in text
     assert not (tmp_path / "w").exists()
-    assert len(transfer.run(**given, source_penalty="", save_fisher=True)) == 2
+    assert len(transfer.run(**flags, source_penalty="", save_fisher=True)) == 2
     alone = arguments(tasks, tmp_path / "p", target=None, strategies=None, penalty="ewc:weight=1", save_fisher=True)
     with pytest.raises(InputError, match="give another --penalty, or none"):
         pretrain.run(**alone)
@@ -390,18 +390,18 @@ def test_a_penalty_that_a_source_cannot_have_is_refused_before_anything_is_writt
 def test_advice_of_a_source_without_a_hidden_stage_works(tasks, tmp_path):
     pretrain.run(**arguments(tasks, tmp_path / "w", target=None, strategies=None, hidden=(), seeds=(0,)))
     place, dataset = str(tmp_path / "w"), str(tasks / "clothes.npz")
-    asked = features.FeaturesFlags(dataset=dataset, output=str(tmp_path / "f"))
+    options = features.FeaturesFlags(dataset=dataset, output=str(tmp_path / "f"))
     with pytest.raises(InputError, match=r"no stage before its head.*experiments\.features --stage=head"):
-        features.run({"source_checkpoint": place}, asked)
-    asked = features.FeaturesFlags(dataset=dataset, output=str(tmp_path / "f"), stage="head")
-    assert (features.run({"source_checkpoint": place}, asked) / "train.npy").is_file()
+        features.run({"source_checkpoint": place}, options)
+    options = features.FeaturesFlags(dataset=dataset, output=str(tmp_path / "f"), stage="head")
+    assert (features.run({"source_checkpoint": place}, options) / "train.npy").is_file()
 
 
 def test_an_error_names_the_flag_that_was_given(tasks, tmp_path):
     """`rank` has --sources, and takes no --source_checkpoint; the steps of a source are --source_steps."""
-    given = {"target": str(tasks / "clothes.npz"), "workdir": str(tmp_path / "w")}
+    flags = {"target": str(tasks / "clothes.npz"), "workdir": str(tmp_path / "w")}
     with pytest.raises(InputError, match=f"^--sources={tmp_path / 'none.npz'} does not exist"):
-        rank.run(given, rank.RankFlags(sources=(str(tmp_path / "none.npz"),)))
+        rank.run(flags, rank.RankFlags(sources=(str(tmp_path / "none.npz"),)))
     wide = arguments(tasks, tmp_path / "w", source_batch_size=1000, source_epochs=2)
     with pytest.raises(InputError, match=r"^--source_batch_size=1000: .* or give --source_steps"):
         transfer.run(**wide)

@@ -29,11 +29,11 @@ ARRAYS = {
 }
 
 
-def same(found, known):
-    return found.keys() == known.keys() and all(
-        found[name].dtype == array.dtype
-        and found[name].shape == array.shape
-        and found[name].tobytes() == array.tobytes()
+def same(arrays, known):
+    return arrays.keys() == known.keys() and all(
+        arrays[name].dtype == array.dtype
+        and arrays[name].shape == array.shape
+        and arrays[name].tobytes() == array.tobytes()
         for name, array in known.items()
     )
 
@@ -47,10 +47,10 @@ def is_mapped(array) -> bool:
 
 def test_safetensors_are_mapped_with_every_type(tmp_path):
     save_file(ARRAYS, tmp_path / "w.safetensors")
-    found = weights.read(tmp_path / "w.safetensors")
-    assert same(found, ARRAYS) and all(is_mapped(found[name]) for name in ARRAYS.keys() - {"none"})
-    assert not found["b"].flags.writeable and found["b"] is not found["b"]
-    weights.write(tmp_path / "again.safetensors", {**found, "t": found["a.kernel"].T})
+    arrays = weights.read(tmp_path / "w.safetensors")
+    assert same(arrays, ARRAYS) and all(is_mapped(arrays[name]) for name in ARRAYS.keys() - {"none"})
+    assert not arrays["b"].flags.writeable and arrays["b"] is not arrays["b"]
+    weights.write(tmp_path / "again.safetensors", {**arrays, "t": arrays["a.kernel"].T})
     assert same(weights.read(tmp_path / "again.safetensors"), {**ARRAYS, "t": ARRAYS["a.kernel"].T})
 
 
@@ -274,14 +274,14 @@ CONFIG = {"id2label": {"1": "crane", "0": "cat", "3": "dog", "2": "crane"}, "ima
 def test_a_model_of_the_hub_is_a_source_like_any_other(hub, tasks, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cached(hub, "owner/net", "c" * 40, mlp(tmp_path / "net", **CONFIG))
-    given = arguments(tasks, tmp_path / "w", source=None, source_checkpoint="hf:owner/net", seeds=(0,))
-    transfer.run(**given | {"source_rename": ("**:cast",), "dry_run": True})
-    said = capsys.readouterr().out
-    assert said.count("config.json of 'hf:owner/net' says its classes, 4, and its shape, (6, 6, 1)") == 1
-    assert said.count("several classes are called 'crane'") == 1
+    flags = arguments(tasks, tmp_path / "w", source=None, source_checkpoint="hf:owner/net", seeds=(0,))
+    transfer.run(**flags | {"source_rename": ("**:cast",), "dry_run": True})
+    output = capsys.readouterr().out
+    assert output.count("config.json of 'hf:owner/net' says its classes, 4, and its shape, (6, 6, 1)") == 1
+    assert output.count("several classes are called 'crane'") == 1
     sources.load(sources.settings_of({"hidden": (8,), "source_rename": ("**:cast",), "seeds": (0,)}, "hf:owner/net"))
-    said = capsys.readouterr().out
-    assert said.count("config.json of 'hf:owner/net' says") == 1 == said.count("several classes are called 'crane'")
+    output = capsys.readouterr().out
+    assert output.count("config.json of 'hf:owner/net' says") == 1 == output.count("several classes are called 'crane'")
     assert sources.weights_card(Path("hf:owner/net"))["classes"] == ["cat", "crane", "crane (2)", "dog"]
     card = {"task": "mine", "classes": list("wxyz"), "shape": [6, 6, 1]}
     Path("owner--net.json").write_text(json.dumps(card))

@@ -31,14 +31,14 @@ def grafted(arrays, rules=RULES):
 def test_the_weights_of_pytorch_give_its_logits():
     with np.load(FOLDER / "logits.npz") as known:
         images, expected = known["images"], known["logits"]
-    found = models.apply(MODEL, grafted(weights.read(FILE)), images)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    actual = models.apply(MODEL, grafted(weights.read(FILE)), images)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
 
 
 def test_an_npz_of_the_same_arrays_is_the_same(tmp_path):
     np.savez(tmp_path / "w.npz", **weights.read(FILE))
-    one, other = grafted(weights.read(FILE)), grafted(weights.read(tmp_path / "w.npz"))
-    assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), one, other))
+    first, other = grafted(weights.read(FILE)), grafted(weights.read(tmp_path / "w.npz"))
+    assert jax.tree.all(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), first, other))
 
 
 def test_axes_go_where_a_rule_says_and_whole_prefixes_are_renamed():
@@ -46,8 +46,8 @@ def test_axes_go_where_a_rule_says_and_whole_prefixes_are_renamed():
     kernel = np.arange(120.0).reshape(5, 2, 3, 4)
     arrays = {"body/kernel": kernel, "body/bias": np.ones(5), "steps": np.ones(())}
     rules = ["body/kernel:to=conv/kernel:transpose=2+3+1+0", "body:to=conv", "steps:drop"]
-    found = weights.grafted(arrays, [weights.rule(text) for text in rules], like)
-    assert found["conv"]["kernel"][2, 1, 0, 4] == kernel[4, 0, 2, 1] and found["conv"]["bias"].sum() == 5
+    params = weights.grafted(arrays, [weights.rule(text) for text in rules], like)
+    assert params["conv"]["kernel"][2, 1, 0, 4] == kernel[4, 0, 2, 1] and params["conv"]["bias"].sum() == 5
 
 
 ARRAYS = weights.read(FILE)
@@ -94,8 +94,8 @@ def test_a_dot_parts_a_name_as_pytorch_writes_it():
         "odd.name": {"leaf": np.zeros(2)},
     }
     rules = ["tok:to=embed", "token:to=token", "layers_0:to=block_0:transpose", "layers_01:to=last"]
-    found = weights.grafted(arrays, [weights.rule(text) for text in rules], like)
-    assert found["block_0"]["attn"]["query"]["kernel"].shape == (3, 2) and found["embed"]["pos"].sum() == 3
+    params = weights.grafted(arrays, [weights.rule(text) for text in rules], like)
+    assert params["block_0"]["attn"]["query"]["kernel"].shape == (3, 2) and params["embed"]["pos"].sum() == 3
     with pytest.raises(InputError, match="rule 'odd' matches no array"):  # a name with '/' is parted by it alone
         weights.moves(arrays, [weights.rule("odd:to=even")])
 
@@ -136,15 +136,15 @@ def place(tmp_path, **change):
     """A file of weights for the tasks of the tests, in PyTorch's layout, and its card."""
     rng = np.random.default_rng(0)
     shapes = {"0.weight": (8, 36), "0.bias": (8,), "2.weight": (4, 8), "2.bias": (4,)}
-    np.savez(tmp_path / "w.npz", **{name: rng.normal(size=of).astype(np.float32) for name, of in shapes.items()})
-    told = {"task": "digits", "classes": list("0123"), "shape": [6, 6, 1], "rename": RULES} | change
-    (tmp_path / "w.npz.json").write_text(json.dumps({name: of for name, of in told.items() if of is not None}))
+    np.savez(tmp_path / "w.npz", **{name: rng.normal(size=value).astype(np.float32) for name, value in shapes.items()})
+    card = {"task": "digits", "classes": list("0123"), "shape": [6, 6, 1], "rename": RULES} | change
+    (tmp_path / "w.npz.json").write_text(json.dumps({name: value for name, value in card.items() if value is not None}))
     return {"source": None, "source_checkpoint": str(tmp_path / "w.npz")}
 
 
 def test_they_are_a_source_like_any_other(tasks, tmp_path):
-    given = place(tmp_path, rename=None, accuracy=0.5) | {"source_rename": tuple(RULES), "strategies": ("head_only",)}
-    lines = transfer.run(**arguments(tasks, tmp_path / "w", **given, seeds=(0,), steps=5, epochs=None))
+    changes = place(tmp_path, rename=None, accuracy=0.5) | {"source_rename": tuple(RULES), "strategies": ("head_only",)}
+    lines = transfer.run(**arguments(tasks, tmp_path / "w", **changes, seeds=(0,), steps=5, epochs=None))
     theirs = np.load(tmp_path / "w.npz")["0.weight"].T
     probes = [line for line in lines if line.strategy == "head_only"]
     assert len(probes) == 1 and all(line.source_accuracy == 0.5 for line in probes)
@@ -179,11 +179,11 @@ def test_a_card_that_does_not_fit_is_refused_in_a_line(case, tasks, tmp_path):
 
 def test_a_file_without_a_card_says_what_to_write(tasks, tmp_path):
     shutil.copy(FILE, tmp_path / "bare.safetensors")
-    given = arguments(tasks, tmp_path / "w", source=None, source_checkpoint=str(tmp_path / "bare.safetensors"))
+    flags = arguments(tasks, tmp_path / "w", source=None, source_checkpoint=str(tmp_path / "bare.safetensors"))
     with pytest.raises(InputError, match="write there what the weights are of"):
-        transfer.run(**given)
+        transfer.run(**flags)
     with pytest.raises(InputError, match="does not exist"):
-        transfer.run(**given | {"source_checkpoint": str(tmp_path / "none.safetensors")})
+        transfer.run(**flags | {"source_checkpoint": str(tmp_path / "none.safetensors")})
     with pytest.raises(InputError, match="is for weights from elsewhere"):
         transfer.run(**arguments(tasks, tmp_path / "w", source_rename=tuple(RULES)))
 
@@ -193,17 +193,17 @@ def test_what_pytorch_trained_gets_a_verdict_and_is_ranked(tmp_path, capsys):
     shared = [f"--source_checkpoint={FILE}", "--target=fashion_mnist_10k", "--hidden=16", "--steps=20", "--seeds=0,1"]
     shared += ["--learning_rate=0.1", "--train_examples=10/class"]
     compare.main(["compare", *shared, "--strategies=head_only", f"--workdir={tmp_path / 'w'}"])
-    said = capsys.readouterr().out
-    assert "head_only" in said and "mnist_10k" in said and "this one trained source" in said
+    output = capsys.readouterr().out
+    assert "head_only" in output and "mnist_10k" in output and "this one trained source" in output
     line = next(line for line in results(tmp_path / "w") if line.strategy == "head_only")
     theirs = weights.read(FILE)["0.weight"].T
     np.testing.assert_array_equal(parameters_of(tmp_path / "w", line)["hidden_0/kernel"], theirs)
-    given = [f"--sources={FILE}", "--target=fashion_mnist_10k", "--train_examples=10/class", "--scores=knn,leep,logme"]
-    rank.main(["rank", *given, f"--workdir={tmp_path / 'r'}"])
+    argv = [f"--sources={FILE}", "--target=fashion_mnist_10k", "--train_examples=10/class", "--scores=knn,leep,logme"]
+    rank.main(["rank", *argv, f"--workdir={tmp_path / 'r'}"])
     assert "mnist_10k (torch.safetensors)" in capsys.readouterr().out
 
 
-def of(arrays, rules, like):
+def there_and_back(arrays, rules, like):
     """The leaves that rules make of arrays, and the arrays that they make of the leaves again."""
     parsed = [weights.rule(text) for text in rules]
     leaves = checkpoint.flatten(weights.grafted(arrays, parsed, like))
@@ -242,7 +242,7 @@ def test_a_fused_layer_becomes_three_leaves_and_is_had_again(case):
     steps, fused = LAYOUTS[case]
     array = fused()
     text = f"*.qkv:{steps}:to=*/attention/{{query,key,value}}/kernel"
-    leaves, back = of({"block.qkv": array}, [text], {"block": of_attention(np.zeros((6, 2, 3)))})
+    leaves, back = there_and_back({"block.qkv": array}, [text], {"block": of_attention(np.zeros((6, 2, 3)))})
     for name, kernel in zip(("query", "key", "value"), (Q, K, V), strict=True):
         np.testing.assert_array_equal(leaves[f"block/attention/{name}/kernel"], kernel)
     np.testing.assert_array_equal(back["block.qkv"], array)
@@ -251,13 +251,13 @@ def test_a_fused_layer_becomes_three_leaves_and_is_had_again(case):
 def test_arrays_are_joined_and_a_class_token_stands_before_its_positions():
     token, grid = RNG.normal(size=(1, 1, 4)), RNG.normal(size=(1, 9, 4))
     rules = [weights.rule("{token,grid}:join=1:reshape=()+n+D:to=position")]
-    found = weights.grafted({"token": token, "grid": grid}, rules, {"position": np.zeros((10, 4))})["position"]
-    np.testing.assert_array_equal(found, np.concatenate([token[0], grid[0]]))
+    position = weights.grafted({"token": token, "grid": grid}, rules, {"position": np.zeros((10, 4))})["position"]
+    np.testing.assert_array_equal(position, np.concatenate([token[0], grid[0]]))
     halves = {"a.w": RNG.normal(size=(2, 3)), "b.w": RNG.normal(size=(2, 3))}
-    leaves, back = of(halves, ["{a,b}.w:join=1:to=both"], {"both": np.zeros((2, 6))})
+    leaves, back = there_and_back(halves, ["{a,b}.w:join=1:to=both"], {"both": np.zeros((2, 6))})
     assert leaves["both"].shape == (2, 6) and all((back[name] == halves[name]).all() for name in halves)
     with pytest.raises(InputError, match=r"joins 'a.w' and 'b.w', and the file has no 'b.w'"):
-        of({"a.w": halves["a.w"]}, ["{a,b}.w:join=1:to=both"], {"both": np.zeros((2, 6))})
+        there_and_back({"a.w": halves["a.w"]}, ["{a,b}.w:join=1:to=both"], {"both": np.zeros((2, 6))})
 
 
 def test_stars_go_to_their_places_and_numbers_move():
@@ -270,28 +270,28 @@ def test_stars_go_to_their_places_and_numbers_move():
     like = {
         f"block_{i}_{k}": {f"norm_{n}": {"bias": np.zeros(2, int)} for n in (1, 2)} for i in (1, 2) for k in (0, 11)
     }
-    leaves, back = of(arrays, ["stages.*.layers.*.bn*.bias:to=block_*+1_*/norm_*+1/bias"], like)
+    leaves, back = there_and_back(arrays, ["stages.*.layers.*.bn*.bias:to=block_*+1_*/norm_*+1/bias"], like)
     assert leaves["block_2_11/norm_2/bias"].tolist() == [211, 211]
     assert back.keys() == arrays.keys() and all((back[name] == arrays[name]).all() for name in arrays)
     with pytest.raises(InputError, match="let the star be a number there"):
-        of({"stages.a.w": np.ones(2)}, ["stages.*.w:to=block_*+1/w"], {"block_1": {"w": np.ones(2)}})
+        there_and_back({"stages.a.w": np.ones(2)}, ["stages.*.w:to=block_*+1/w"], {"block_1": {"w": np.ones(2)}})
 
 
 def test_either_name_is_taken_and_the_first_is_written():
     like = {"norm": {"scale": np.zeros(2), "bias": np.zeros(2)}}
     rule = "{net.,}{norm,ln}.{weight,bias}:to=norm/{scale,bias}"
     for prefix in ("net.norm", "ln"):
-        leaves, back = of({f"{prefix}.weight": np.ones(2), f"{prefix}.bias": np.zeros(2)}, [rule], like)
+        leaves, back = there_and_back({f"{prefix}.weight": np.ones(2), f"{prefix}.bias": np.zeros(2)}, [rule], like)
         assert leaves["norm/scale"].sum() == 2 and back.keys() == {"net.norm.weight", "net.norm.bias"}
     with pytest.raises(InputError, match="would both become 'norm/scale'"):
-        of({"norm.weight": np.ones(2), "ln.weight": np.ones(2), "ln.bias": np.ones(2)}, [rule], like)
+        there_and_back({"norm.weight": np.ones(2), "ln.weight": np.ones(2), "ln.bias": np.ones(2)}, [rule], like)
 
 
 def test_a_kernel_of_colour_becomes_one_of_grey_and_of_more_channels():
     kernel = RNG.normal(size=(5, 3, 2, 2)).astype(np.float32)
     for channels in (1, 3, 4, 6):
         like = {"kernel": np.zeros((2, 2, channels, 5), np.float32)}
-        leaves, _ = of({"w": kernel}, ["w:to=kernel:transpose=2+3+1+0:channels"], like)
+        leaves, _ = there_and_back({"w": kernel}, ["w:to=kernel:transpose=2+3+1+0:channels"], like)
         grey = leaves["kernel"].sum(2)  # of an image whose channels are equal, at any number of them
         if channels in (1, 3, 6):
             np.testing.assert_allclose(grey, kernel.sum(1).transpose(1, 2, 0), rtol=1e-5, atol=1e-6)
@@ -301,8 +301,8 @@ def test_a_kernel_of_colour_becomes_one_of_grey_and_of_more_channels():
 
 def test_rules_of_ones_own_come_before_those_of_a_file():
     named = weights.rules_of("a.w:to=body/w\n**.w:to=rest/**/w:optional\nb:drop:optional\n", "theirs.rules")
-    found, _ = weights.moves(["a.w"], [weights.rule("a.w:to=mine/w"), *named])
-    assert [move.leaves for move in found] == [("mine/w",)]
+    moves, _ = weights.moves(["a.w"], [weights.rule("a.w:to=mine/w"), *named])
+    assert [move.leaves for move in moves] == [("mine/w",)]
     with pytest.raises(InputError, match=r"theirs.rules:1: rule 'a.w' matches no array; nearest: 'a.v'"):
         weights.moves(["a.v"], named)
 
@@ -408,6 +408,6 @@ def test_query_key_and_value_that_lie_together_head_by_head_are_parted_as_the_pa
     rows = [kernel[:, head].T for head in range(3) for kernel in kernels]
     attention = {name: {"kernel": np.zeros((48, 3, 16))} for name in ("query", "key", "value")}
     like = {"block_0": {"attention": attention}}
-    found = weights.grafted({"blocks.0.qkv.weight": np.concatenate(rows)}, list(map(weights.rule, rules)), like)
+    params = weights.grafted({"blocks.0.qkv.weight": np.concatenate(rows)}, list(map(weights.rule, rules)), like)
     for name, kernel in zip(attention, kernels, strict=True):
-        np.testing.assert_array_equal(found["block_0"]["attention"][name]["kernel"], kernel)
+        np.testing.assert_array_equal(params["block_0"]["attention"][name]["kernel"], kernel)

@@ -87,8 +87,8 @@ def test_its_leaves_give_what_it_gives_by_hand(there):
     model = models.build(json.loads(CARD)["model"]["model"], 26, hidden=(), activation="relu")
     like = models.abstract(model, (28, 28, 1))
     params = weights.grafted(weights.read(there / "mine.npz"), weights.read_rules(str(there / "mine.rules")), like)
-    found = models.apply(model, params, image[None, :, :, None])
-    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-5)
+    actual = models.apply(model, params, image[None, :, :, None])
+    np.testing.assert_allclose(actual[0], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ SIZES = {
 def test_a_checkpoint_of_another_size_says_which_size_it_is(case, there):
     model, message = SIZES[case]
     (there / "mine.npz.json").write_text(
-        json.dumps({key: of for key, of in json.loads(CARD).items() if key != "model"})
+        json.dumps({key: value for key, value in json.loads(CARD).items() if key != "model"})
     )
     with pytest.raises(InputError) as refused:
         transfer.run(source_checkpoint="mine.npz", model=model, target="glyphs_digits", workdir="w")
@@ -156,18 +156,18 @@ def test_a_checkpoint_of_another_size_says_which_size_it_is(case, there):
 def test_a_hint_is_the_cards_model_and_other_heads_are_said(there, capsys):
     card = json.loads(CARD)
     mine = card["model"]["model"]
-    given = {"source_checkpoint": "mine.npz", "target": "glyphs_digits"}
+    flags = {"source_checkpoint": "mine.npz", "target": "glyphs_digits"}
     with pytest.raises(InputError, match=f"give --model={mine}$"):
-        sources.from_checkpoint(Settings.from_flags(**given, model="vit:width=48:depth=2:heads=2:mlp=64:patch=7"))
+        sources.from_checkpoint(Settings.from_flags(**flags, model="vit:width=48:depth=2:heads=2:mlp=64:patch=7"))
     (there / "mine.rules").write_text(RULES.replace("reshape=D+(heads+d)", "reshape").replace("=(heads+d)", ""))
     rules = (there / "mine.rules").read_text()
     (there / "mine.rules").write_text(rules.replace("reshape+D", "reshape"))
-    sources.from_checkpoint(Settings.from_flags(**given, model=mine.replace("heads=2", "heads=4")))
+    sources.from_checkpoint(Settings.from_flags(**flags, model=mine.replace("heads=2", "heads=4")))
     line = next(line for line in capsys.readouterr().out.splitlines() if "is used" in line)
     assert "heads=4:mlp=64:patch=7 here and was vit:width=32:depth=2:heads=2" in line
     (there / "mine.rules").write_text(RULES.replace("epoch:drop\n", ""))
     with pytest.raises(InputError) as refused:  # the model is right, the rules are not: no other is advised
-        sources.from_checkpoint(Settings.from_flags(**given, model=mine))
+        sources.from_checkpoint(Settings.from_flags(**flags, model=mine))
     assert "'epoch'" in str(refused.value) and "the file is of" not in str(refused.value)
 
 
@@ -178,9 +178,10 @@ def test_other_options_of_the_same_file_are_said(tmp_path, monkeypatch):
     card = here.architecture()
     (tmp_path / "elsewhere").mkdir()
     assert sources._difference(here, card | {"model": "elsewhere/mine.py:model:heads=4"}) == ""
-    said = sources._difference(here, card | {"model": "elsewhere/mine.py:model:heads=2"})
+    difference = sources._difference(here, card | {"model": "elsewhere/mine.py:model:heads=2"})
     assert (
-        said == "--model is mine.py:model:heads=4 here and was elsewhere/mine.py:model:heads=2 when w.npz was trained"
+        difference
+        == "--model is mine.py:model:heads=4 here and was elsewhere/mine.py:model:heads=2 when w.npz was trained"
     )
 
 
@@ -237,8 +238,8 @@ def test_positions_of_a_grid_that_is_not_square_are_refused_until_a_rule_says_th
     assert "'pos' is float32[1, 13, 32]" in str(refused.value)
     assert "13 positions are no square grid" in str(refused.value) and "'embedding/position'" in str(refused.value)
     assert "resize=14x28" in str(refused.value) and "mine.rules:3" in str(refused.value)
-    said = [weights.rule("pos:to=embedding/position:reshape=()+n+D:resize=2x6")]
-    params = weights.grafted(arrays, [*said, *(rule for rule in rules if rule.source != "pos")], like)
+    grid_rules = [weights.rule("pos:to=embedding/position:reshape=()+n+D:resize=2x6")]
+    params = weights.grafted(arrays, [*grid_rules, *(rule for rule in rules if rule.source != "pos")], like)
     np.testing.assert_allclose(params["embedding"]["position"], 1, rtol=1e-6)
 
 

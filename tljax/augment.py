@@ -41,11 +41,11 @@ def by_example(function: Function) -> Function:
     """
 
     @functools.wraps(function)
-    def of_batch(key: jax.Array, batch: Batch, **options: Any) -> Batch:
+    def augment_batch(key: jax.Array, batch: Batch, **options: Any) -> Batch:
         return _each(function, key, batch, jnp.arange(len(batch.weight)), options)
 
-    of_batch.example = function  # type: ignore[attr-defined]
-    return of_batch
+    augment_batch.example = function  # type: ignore[attr-defined]
+    return augment_batch
 
 
 def mixes(function: Function) -> Function:
@@ -238,12 +238,12 @@ def _share_and_partners(key: jax.Array, batch: Batch, name: str, alpha: float) -
     """
     if not 0 < alpha < float("inf"):
         raise InputError(f"{name}:alpha={alpha}: it must be above 0")
-    of_share, of_rows = jax.random.split(key)
+    share_key, rows_key = jax.random.split(key)
     rows, real = jnp.arange(len(batch.weight)), batch.weight > 0
-    draws = jax.vmap(jax.random.uniform)(_keys(of_rows, rows))
+    draws = jax.vmap(jax.random.uniform)(_keys(rows_key, rows))
     shuffled = jnp.argsort(jnp.where(real, draws, jnp.inf))
     partners = jnp.where(real, shuffled[jnp.cumsum(real) - 1], rows)
-    return jnp.round(_PARTS * jax.random.beta(of_share, alpha, alpha)) / _PARTS, partners
+    return jnp.round(_PARTS * jax.random.beta(share_key, alpha, alpha)) / _PARTS, partners
 
 
 # ---- As flags name them
@@ -298,7 +298,9 @@ def read(text: str, classes: int = 0) -> tuple[Augmentation, ...]:
     [('crop:pad=2', (('pad', 2),)), ('flip', ())]
     """
     every = [_read(part, plugins.outside_digest(part, "tljax", "augment")) for part in _parts(text)]
-    return tuple(one._replace(classes=classes) if one.mixes else one for one in every)
+    return tuple(
+        augmentation._replace(classes=classes) if augmentation.mixes else augmentation for augmentation in every
+    )
 
 
 def _parts(text: str) -> list[str]:

@@ -121,8 +121,8 @@ def logits(
 
 def _batch(forward: Callable[..., Any], params: Params, data: train.Data | train.Stream, shared: Params | None) -> int:
     """Examples that go through `forward` at once: BATCH, or a divisor of it."""
-    own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
-    return memory.examples_at_once(forward, joined(own, shared), batch_spec(data, 1), BATCH)
+    per_fit = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), params)
+    return memory.examples_at_once(forward, joined(per_fit, shared), batch_spec(data, 1), BATCH)
 
 
 @functools.partial(jax.jit, static_argnames=("forward", "mesh", "batch"))
@@ -137,21 +137,21 @@ def _all_logits(
     batched = jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1, batch, *leaf.shape[2:]), inputs)
     views, batches = jax.tree.leaves(batched)[0].shape[:2]
 
-    def of_fits(params: Params, *common: Any) -> jax.Array:
+    def fits_logits(params: Params, *common: Any) -> jax.Array:
         batched, shared = common
 
-        def of_fit(item: Any) -> jax.Array:
-            own, view = item
-            params = joined(own, shared)
+        def fit_logits(item: Any) -> jax.Array:
+            per_fit, view = item
+            params = joined(per_fit, shared)
             fetch = lambda i: jax.tree.map(lambda leaf: divide(mesh, leaf[view, i]), batched)  # noqa: E731
             return jax.lax.map(lambda i: forward(params, fetch(i)), jnp.arange(batches))
 
-        fits, of_device = len(jax.tree.leaves(params)[0]), len(jax.tree.leaves(batched)[0])
-        outputs = jax.lax.map(of_fit, (params, jnp.arange(fits) // (fits // of_device)))
+        fits, device_fits = len(jax.tree.leaves(params)[0]), len(jax.tree.leaves(batched)[0])
+        outputs = jax.lax.map(fit_logits, (params, jnp.arange(fits) // (fits // device_fits)))
         return outputs.reshape(len(outputs), -1, *outputs.shape[3:])
 
     by_fit, common = ((params, batched), (shared,)) if views > 1 else ((params,), (batched, shared))
-    return over(mesh, of_fits, by_fit, common)
+    return over(mesh, fits_logits, by_fit, common)
 
 
 def measure(objective: Objective, outputs: np.ndarray, targets: np.ndarray) -> dict[str, Any]:
@@ -217,8 +217,8 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     >>> calibration_error(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]))
     0.0
     """
-    confidence, correct, bin_of = _binned(probabilities, labels, bins)
-    gap = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
+    confidence, correct, bin_numbers = _binned(probabilities, labels, bins)
+    gap = np.bincount(bin_numbers, weights=correct - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(labels))
 
 
@@ -232,11 +232,11 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
     >>> calibration(np.array([[0.75, 0.25]] * 4), np.array([0, 0, 0, 1]), bins=2)
     {'confidence': [None, 0.75], 'accuracy': [None, 0.75], 'count': [0, 4]}
     """
-    confidence, correct, bin_of = _binned(probabilities, labels, bins)
-    counts = np.bincount(bin_of, minlength=bins).tolist()
+    confidence, correct, bin_numbers = _binned(probabilities, labels, bins)
+    counts = np.bincount(bin_numbers, minlength=bins).tolist()
 
     def bin_means(values: np.ndarray) -> list[float | None]:
-        sums = np.bincount(bin_of, weights=values, minlength=bins).tolist()
+        sums = np.bincount(bin_numbers, weights=values, minlength=bins).tolist()
         return [total / count if count else None for total, count in zip(sums, counts, strict=True)]
 
     return {"confidence": bin_means(confidence), "accuracy": bin_means(correct), "count": counts}

@@ -175,12 +175,12 @@ def start(
         raise InputError(f"{name}: {error}") from error
     rules = tuple(_rule(phase, call) for phase in answered)
 
-    def of_phase(phase: Phase) -> Any:
+    def phase_mask(phase: Phase) -> Any:
         if masks.is_strategy(phase.mask):
             return later(phase)
         return writable(phase.mask.scope if isinstance(phase.mask, MaskSchedule) else phase.mask)
 
-    at = tuple((float(phase.start), of_phase(phase)) for phase in answered)
+    at = tuple((float(phase.start), phase_mask(phase)) for phase in answered)
     if all(rule == PhaseRule() for rule in rules):
         rules = ()
     require_known_phases(method, answered, name)
@@ -352,10 +352,10 @@ def _replaces(method: Method) -> bool:
 def _replaced(method: Method, options: Mapping[str, Any], params: Params, key: jax.Array, context: Context) -> Params:
     """What `reinit` makes of the parameters after the graft; raises InputError for another structure, shape, dtype."""
     assert method.reinit is not None
-    given = jax.tree.map(jnp.asarray, params)
-    answer = _call(method.reinit, options, writable(given), key, context)
+    leaves = jax.tree.map(jnp.asarray, params)
+    answer = _call(method.reinit, options, writable(leaves), key, context)
     paths.same_structure(params, answer, "the parameters", "what reinit gives")
-    for path, leaf, other in paths.items(given, answer):
+    for path, leaf, other in paths.items(leaves, answer):
         kinds = [(jnp.shape(each), jnp.result_type(each)) for each in (leaf, other)]
         if kinds[0] != kinds[1]:
             raise InputError(

@@ -170,10 +170,10 @@ def _as_matrices(
     The gradient by a kernel of more axes would be computed by a transposed copy of it, which XLA takes out of the loop
     over steps: a copy of every such kernel, held all the time.
     """
-    (of_lhs, of_kernel), batch = dimensions
-    count = len(of_kernel)
+    (lhs_axes, kernel_axes), batch = dimensions
+    count = len(kernel_axes)
     last = tuple(range(lhs.ndim - count, lhs.ndim))
-    if any(map(len, batch)) or tuple(of_lhs) != last or tuple(of_kernel) != tuple(range(count)) or kernel.ndim < 3:
+    if any(map(len, batch)) or tuple(lhs_axes) != last or tuple(kernel_axes) != tuple(range(count)) or kernel.ndim < 3:
         return call(lhs, kernel, dimensions, *args, **keywords)
     rest, outputs = lhs.shape[: lhs.ndim - count], kernel.shape[count:]
     inner = math.prod(kernel.shape[:count])
@@ -197,8 +197,8 @@ def conv_general_dilated(call: Contraction, a: jax.Array, b: jax.Array, gain: ja
             summed = kernel + product(a, b).astype(kernel.dtype)
             return scaled(grouped(lhs, summed, strides, padding, **keywords), gain)
         y = grouped(lhs, kernel, strides, padding, **keywords)
-        of_groups = jnp.tile(a.astype(kernel.dtype), (*(1,) * (a.ndim - 1), feature_group_count))
-        hidden = grouped(lhs, of_groups, strides, padding, **keywords).astype(lhs.dtype)
+        grouped_a = jnp.tile(a.astype(kernel.dtype), (*(1,) * (a.ndim - 1), feature_group_count))
+        hidden = grouped(lhs, grouped_a, strides, padding, **keywords).astype(lhs.dtype)
         window = (1,) * (kernel.ndim - 2)
         undilated = {name: value for name, value in keywords.items() if not name.endswith("hs_dilation")}
         pointwise = b.astype(kernel.dtype).reshape(*window, *b.shape)

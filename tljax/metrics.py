@@ -295,14 +295,14 @@ def _from_file(text: str, spec: plugins.Spec, outputs: np.ndarray, targets: np.n
         )
     options_text = [f"{name}={value}" for name, value in spec.options.items()]
     name = ":".join([*(spec.words or [spec.name.rpartition("/")[2].removesuffix(".py")]), *options_text])
-    return Metric(name, "", item=measure) if part == "item" else Metric(name, "", whole=_of_split(measure))
+    return Metric(name, "", item=measure) if part == "item" else Metric(name, "", whole=_own_reference(measure))
 
 
 def _without_reference(measure: Any, outputs: np.ndarray, targets: np.ndarray, reference: Any) -> Any:
     return measure(outputs, targets)
 
 
-def _of_split(measure: Callable[..., Any]) -> Callable[..., float]:
+def _own_reference(measure: Callable[..., Any]) -> Callable[..., float]:
     """A measure of outputs, targets and a reference as one of a split, which is its own reference."""
     return lambda outputs, targets: float(measure(outputs, targets, targets))
 

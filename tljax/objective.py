@@ -59,7 +59,7 @@ _LOSSES = {
 }
 
 
-def of(task: Task, loss_name: str = "auto", metric_names: Sequence[str] = (), primary: str = "") -> Objective:
+def for_task(task: Task, loss_name: str = "auto", metric_names: Sequence[str] = (), primary: str = "") -> Objective:
     """What is minimised of a task, and what is measured: the primary metric first, then those of `metric_names`.
 
     `primary` names the primary metric, in place of that of the task's kind. Raises InputError for a loss or a metric
@@ -67,7 +67,7 @@ def of(task: Task, loss_name: str = "auto", metric_names: Sequence[str] = (), pr
     whose score is not finite where the answer is always the same: that is what a fit that diverged counts with.
 
     >>> from tljax import data
-    >>> objective = of(data.load("mnist_10k"), metric_names=["macro_f1"])
+    >>> objective = for_task(data.load("mnist_10k"), metric_names=["macro_f1"])
     >>> objective.num_outputs, [metric.name for metric in objective.metrics]
     (10, ['accuracy', 'macro_f1'])
     """
@@ -173,16 +173,16 @@ def _summed(name: str, kind: str) -> Loss:
     """The sum of an elementwise loss over labels or values; a smoothed label is so much nearer to 1/2."""
     function = getattr(optax.losses, name)
 
-    def of_values(outputs: jax.Array, values: jax.Array) -> jax.Array:
+    def values_loss(outputs: jax.Array, values: jax.Array) -> jax.Array:
         return function(outputs, values.astype(outputs.dtype)).sum(-1)
 
-    def of_labels(outputs: jax.Array, labels: jax.Array, smoothing: Any = None) -> jax.Array:
+    def labels_loss(outputs: jax.Array, labels: jax.Array, smoothing: Any = None) -> jax.Array:
         targets = labels.astype(outputs.dtype)
         if smoothing is not None:
             targets = (1 - smoothing) * targets + smoothing / 2
         return function(outputs, targets).sum(-1)
 
-    return of_labels if kind == "labels" else of_values
+    return labels_loss if kind == "labels" else values_loss
 
 
 @lru_cache

@@ -119,26 +119,28 @@ def _masked(
         unmoved = jax.tree.map(_negative_zero, frozen)
         if not jax.tree.leaves(trained):
             return masks.join(trained, unmoved), state
-        of_mask, leaves = leaves, placed(leaves, trained)
+        unplaced, leaves = leaves, placed(leaves, trained)
         phases, ranks = _ranks(leaves, trained, _resolved(freed, whole), cohorts)
-        gradients, trained_params, of_params = _map_by_mask(leaves, trained, _select), None, None
+        gradients, trained_params, params_split = _map_by_mask(leaves, trained, _select), None, None
         if params is not None:
             trained_whole, rest = _split(params, _canonical(mask, params))
-            of_params = placed(_canonical(mask, params), trained_whole), trained_whole, rest
-            trained_params = _map_by_mask(of_params[0], trained_whole, _gather)
+            params_split = placed(_canonical(mask, params), trained_whole), trained_whole, rest
+            trained_params = _map_by_mask(params_split[0], trained_whole, _gather)
         has_arrays = any(_is_gathered(m) or masks.selects(m) for m in jax.tree.leaves(leaves))
         _check_state(inner, gradients, len(phases), state, has_arrays)
         extra_of_trained = {
-            name: _of_trained(value, leaves, trained_params, of_params) for name, value in extra.items()
+            name: _trained_extra(value, leaves, trained_params, params_split) for name, value in extra.items()
         }
         try:
-            of_cohorts = len(phases), ranks
-            changes, state = _update(inner, gradients, state, trained_params, of_cohorts, extra_of_trained, not gathers)
+            ranked_phases = len(phases), ranks
+            changes, state = _update(
+                inner, gradients, state, trained_params, ranked_phases, extra_of_trained, not gathers
+            )
         except Exception as error:  # of any transformation
             _diagnose_update(error, inner, (gradients, trained_params), (updates, whole), extra_of_trained, extra)
             raise
         changes = _map_by_mask(leaves, changes, _scale_and_select)
-        changes = jax.tree.map(_spread_update, of_mask, leaves, trained, changes)
+        changes = jax.tree.map(_spread_update, unplaced, leaves, trained, changes)
         return masks.join(changes, unmoved), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -163,8 +165,8 @@ def apply(params: Params, updates: Params, mask: "Mask | Callable[..., Mask] | C
     leaves = _canonical(mask, params)
     structure: Any = jax.tree.structure(leaves)
     trained, _ = _split(params, leaves)
-    of_updates: Any = jax.tree.structure(updates, is_leaf=_is_none)
-    same = of_updates == jax.tree.structure(trained, is_leaf=_is_none)
+    updates_structure: Any = jax.tree.structure(updates, is_leaf=_is_none)
+    same = updates_structure == jax.tree.structure(trained, is_leaf=_is_none)
     placed = updates if same else paths.placed(updates, params)
     if placed is None:
         paths.same_structure(params, updates, "the parameters", "the updates")
@@ -311,7 +313,8 @@ def _diagnose_update(
         ) from error
     if not works(whole[0], None if params is None else whole[1], extra_whole):
         return
-    trees = [name for name, value in extra.items() if value is extra_whole[name] and not _is_leaf_or_function(value)]
+    whole_trees = {name: value for name, value in extra.items() if value is extra_whole[name] and value is not None}
+    trees = [name for name, value in whole_trees.items() if not jax.tree_util.all_leaves([value])]
     if trees:
         raise InputError(
             f"update's extra argument '{trees[0]}' is not a tree like the parameters, so that its part for the leaves "
@@ -329,10 +332,6 @@ def _works(function: Callable[..., Any], *trees: Any) -> bool:
     return True
 
 
-def _is_leaf_or_function(value: Any) -> bool:
-    return value is None or jax.tree_util.all_leaves([value])
-
-
 def _wants_all(error: Exception) -> InputError:
     return InputError(
         "the optimizer inside `masked` works on a tree of all parameters and not on that of the leaves that train, "
@@ -341,7 +340,7 @@ def _wants_all(error: Exception) -> InputError:
     )
 
 
-def _of_trained(
+def _trained_extra(
     extra: Any, mask: Mask, trained_params: Params | None, whole: tuple[Mask, Params, Params] | None
 ) -> Any:
     """An extra argument of `update` for the trained part.
@@ -352,19 +351,19 @@ def _of_trained(
     if callable(extra) and jax.tree_util.all_leaves([extra]):
 
         @functools.wraps(extra)
-        def of_trained(first: Any, *others: Any, **named: Any) -> Any:
+        def on_trained(first: Any, *others: Any, **named: Any) -> Any:
             structure: Any = jax.tree.structure(first)
             if trained_params is None or whole is None or structure != jax.tree.structure(trained_params):
                 return extra(first, *others, **named)
-            of_params, trained_whole, rest = whole
-            spread = jax.tree.map(_spread, of_params, first, trained_whole)
-            return _of_trained(extra(masks.join(spread, rest), *others, **named), mask, None, None)
+            params_mask, trained_whole, rest = whole
+            spread = jax.tree.map(_spread, params_mask, first, trained_whole)
+            return _trained_extra(extra(masks.join(spread, rest), *others, **named), mask, None, None)
 
-        return of_trained
+        return on_trained
     if jax.tree_util.all_leaves([extra]) or extra is None or paths.placed(mask, extra) is None:
         return extra
-    of_extra = masks.canonical(extra, mask)
-    return _map_by_mask(of_extra, _split(extra, of_extra)[0], _gather)
+    extra_mask = masks.canonical(extra, mask)
+    return _map_by_mask(extra_mask, _split(extra, extra_mask)[0], _gather)
 
 
 def _update(
@@ -414,31 +413,31 @@ def _update_by_group(
     def update(counters: tuple[Any, ...]) -> Any:
         return tx.update(gradients, parts.with_counters(counters), params, **extra)
 
-    of_groups = [parts.counters(), *state.younger]
-    program, shapes = jax.make_jaxpr(update, return_shape=True)(of_groups[0])
+    group_counters = [parts.counters(), *state.younger]
+    program, shapes = jax.make_jaxpr(update, return_shape=True)(group_counters[0])
     changes, after = shapes
     structure: Any = jax.tree.structure(gradients)
-    of_changes = [
+    change_ranks = [
         rank for rank, slots in zip(ranks, jax.tree.leaves(changes), strict=True) for _ in jax.tree.leaves(slots)
     ]
     after_parts = _parts(gradients, after)
-    wanted: list[tuple[int, ...]] = [(rank,) for rank in of_changes]
+    wanted: list[tuple[int, ...]] = [(rank,) for rank in change_ranks]
     for node, kind in zip(after_parts.nodes, after_parts.kinds, strict=True):
         if kind == "moments":
             slots = structure.flatten_up_to(node)
             wanted += [(rank,) for rank, slot in zip(ranks, slots, strict=True) for _ in jax.tree.leaves(slot)]
         else:
-            every = tuple(range(len(of_groups))) if kind == "counter" else (0,)
+            every = tuple(range(len(group_counters))) if kind == "counter" else (0,)
             wanted += [every] * len(jax.tree.leaves(node))
-    values = _by_group(program, [jax.tree.leaves(counters) for counters in of_groups], wanted)
-    first = [of_output[min(of_output)] for of_output in values]
-    new_changes = jax.tree.unflatten(jax.tree.structure(changes), first[: len(of_changes)])
-    new_state = jax.tree.unflatten(jax.tree.structure(after), first[len(of_changes) :])
+    values = _by_group(program, [jax.tree.leaves(counters) for counters in group_counters], wanted)
+    first = [by_rank[min(by_rank)] for by_rank in values]
+    new_changes = jax.tree.unflatten(jax.tree.structure(changes), first[: len(change_ranks)])
+    new_state = jax.tree.unflatten(jax.tree.structure(after), first[len(change_ranks) :])
     younger = []
-    for group in range(1, len(of_groups)):
-        own = [of_output.get(group, value) for of_output, value in zip(values, first, strict=True)]
-        of_group = jax.tree.unflatten(jax.tree.structure(after), own[len(of_changes) :])
-        younger.append(_parts(gradients, of_group).counters())
+    for group in range(1, len(group_counters)):
+        group_values = [by_rank.get(group, value) for by_rank, value in zip(values, first, strict=True)]
+        group_state = jax.tree.unflatten(jax.tree.structure(after), group_values[len(change_ranks) :])
+        younger.append(_parts(gradients, group_state).counters())
     return new_changes, Cohorts(new_state, tuple(younger))
 
 
@@ -455,12 +454,12 @@ def _by_group(
         if any(id(v) in varies for v in equation.invars):
             varies |= {id(v) for v in equation.outvars}
     needed: dict[int, set[int]] = {}
-    for v, of_output in zip(jaxpr.outvars, wanted, strict=True):
-        needed.setdefault(id(v), set()).update(of_output)
+    for v, output_groups in zip(jaxpr.outvars, wanted, strict=True):
+        needed.setdefault(id(v), set()).update(output_groups)
     for equation in reversed(jaxpr.eqns):
-        of_equation = set[int]().union(*(needed.get(id(v), ()) for v in equation.outvars))
+        equation_groups = set[int]().union(*(needed.get(id(v), ()) for v in equation.outvars))
         for v in equation.invars:
-            needed.setdefault(id(v), set()).update(of_equation)
+            needed.setdefault(id(v), set()).update(equation_groups)
     known: dict[tuple[int, int | None], Any] = {}
 
     def value(v: Any, group: int) -> Any:
@@ -470,25 +469,28 @@ def _by_group(
 
     for v, constant in zip(jaxpr.constvars, program.consts, strict=True):
         known[id(v), None] = constant
-    for group, of_group in enumerate(arguments):
-        known |= {(id(v), group): argument for v, argument in zip(jaxpr.invars, of_group, strict=True)}
+    for group, group_arguments in enumerate(arguments):
+        known |= {(id(v), group): argument for v, argument in zip(jaxpr.invars, group_arguments, strict=True)}
     for equation in jaxpr.eqns:
         groups = sorted(set[int]().union(*(needed.get(id(v), ()) for v in equation.outvars)))
-        own = any(id(v) in varies for v in equation.invars)
-        for group in groups if own else groups[:1]:
+        by_group = any(id(v) in varies for v in equation.invars)
+        for group in groups if by_group else groups[:1]:
             results = _evaluated(jaxpr, equation, [value(v, group) for v in equation.invars])
             for v, result in zip(equation.outvars, results, strict=True):
-                known[id(v), group if own else None] = result
-    return [{group: value(v, group) for group in of_output} for v, of_output in zip(jaxpr.outvars, wanted, strict=True)]
+                known[id(v), group if by_group else None] = result
+    return [
+        {group: value(v, group) for group in output_groups}
+        for v, output_groups in zip(jaxpr.outvars, wanted, strict=True)
+    ]
 
 
 def _evaluated(jaxpr: Any, equation: Any, inputs: Sequence[Any]) -> list[Any]:
     """What an equation of a program gives for its inputs."""
     pairs = zip(equation.invars, inputs, strict=True)
-    given = {id(v): (v, x) for v, x in pairs if not isinstance(v, jax.extend.core.Literal)}
-    variables = [v for v, _ in given.values()]
+    bound = {id(v): (v, x) for v, x in pairs if not isinstance(v, jax.extend.core.Literal)}
+    variables = [v for v, _ in bound.values()]
     alone = jaxpr.replace(constvars=[], invars=variables, outvars=equation.outvars, eqns=[equation])
-    return jax.core.eval_jaxpr(alone, [], *(x for _, x in given.values()))
+    return jax.core.eval_jaxpr(alone, [], *(x for _, x in bound.values()))
 
 
 def carry(
@@ -525,7 +527,7 @@ def carry(
     old_phases, new_phases = _ranks(old_leaves, old, old_freed)[0], _ranks(new_leaves, new, new_freed)[0]
     (old_state, younger), (new_state, _) = _cohorts(state), _cohorts(initial)
     old_parts, new_parts = _parts(old, old_state), _parts(new, new_state)
-    counters_of = dict(zip(old_phases, (old_parts.counters(), *younger), strict=True))
+    counters_by_phase = dict(zip(old_phases, (old_parts.counters(), *younger), strict=True))
     was, now = _phases_of_elements(old_mask, old_freed, old), _phases_of_elements(new_mask, new_freed, new)
     goes_on = {name: (was[name] == phase) & (phase >= 0) for name, phase in now.items() if name in was}
     trees = (old_leaves, old), (new_leaves, new)
@@ -534,7 +536,10 @@ def carry(
         for kind, old_node, new_node in zip(new_parts.kinds, old_parts.nodes, new_parts.nodes, strict=True)
     ]
     # Copies, since a buffer that two places share cannot be donated.
-    counters = [counters_of[phase] if phase in counters_of else _copied(new_parts.counters()) for phase in new_phases]
+    counters = [
+        counters_by_phase[phase] if phase in counters_by_phase else _copied(new_parts.counters())
+        for phase in new_phases
+    ]
     first = _Parts(nodes, new_parts.kinds, new_parts.treedef).with_counters(counters[0])
     return Cohorts(first, tuple(counters[1:])) if len(new_phases) > 1 else first
 
@@ -565,13 +570,13 @@ def _carried(
         (old_mask, old), (new_mask, new) = before, after
         old_structure: Any = jax.tree.structure(old)
         new_structure: Any = jax.tree.structure(new)
-        slots_of = dict(zip(paths.unboxed_names(old), old_structure.flatten_up_to(old_node), strict=True))
+        old_slots = dict(zip(paths.unboxed_names(old), old_structure.flatten_up_to(old_node), strict=True))
         old_leaf, new_leaf = (
             dict(zip(paths.unboxed_names(mask), jax.tree.leaves(mask), strict=True)) for mask in (old_mask, new_mask)
         )
         rows = zip(paths.unboxed_names(new), jax.tree.leaves(new), new_structure.flatten_up_to(new_node), strict=True)
         slots = [
-            _slot(goes_on.get(name), slots_of.get(name), slot, leaf, old_leaf.get(name), new_leaf[name])
+            _slot(goes_on.get(name), old_slots.get(name), slot, leaf, old_leaf.get(name), new_leaf[name])
             for name, leaf, slot in rows
         ]
         return jax.tree.unflatten(new_structure, slots)
@@ -588,10 +593,10 @@ def _slot(goes_on: Any, old: Any, new: Any, leaf: Any, old_m: Any, new_m: Any) -
     if goes_on.all():
         return old
     at = _gather_ranks(goes_on, new_m, leaf) if _is_gathered(new_m) else goes_on
-    of_elements = _gathered_shape(old_m, leaf) if _is_gathered(old_m) else jnp.shape(leaf)
+    element_shape = _gathered_shape(old_m, leaf) if _is_gathered(old_m) else jnp.shape(leaf)
 
     def moved(a: Any, b: Any) -> Any:
-        if jnp.shape(a) != of_elements:
+        if jnp.shape(a) != element_shape:
             return a
         return jnp.where(at, _gather(_spread(old_m, a, jnp.zeros(jnp.shape(leaf), a.dtype)), new_m), b)
 
@@ -620,27 +625,27 @@ def _ranks(mask: Mask, trained: Params, freed: Freed | None, cohorts: int | None
     """
     if freed is None:
         return [0], [0] * len(jax.tree.leaves(trained))
-    phase_of = dict(zip(paths.unboxed_names(freed), jax.tree.leaves(freed), strict=True))
-    if missing := [name for name in paths.unboxed_names(trained) if name not in phase_of]:
+    phase_by_name = dict(zip(paths.unboxed_names(freed), jax.tree.leaves(freed), strict=True))
+    if missing := [name for name in paths.unboxed_names(trained) if name not in phase_by_name]:
         raise InputError(
             f"the phases of `freed` and the parameters are different trees: {paths.some(missing)} only in the "
             "parameters"
         )
     names, leaves = paths.unboxed_names(trained), jax.tree.leaves(trained)
-    of_trained = [phase_of[name] for name in names]
+    trained_phases = [phase_by_name[name] for name in names]
     leaf_of_mask = dict(zip(paths.unboxed_names(mask), jax.tree.leaves(mask), strict=True))
     places = [(leaf_of_mask[name], leaf) for name, leaf in zip(names, leaves, strict=True)]
     if cohorts is not None:
         return list(range(cohorts)), [
             jnp.reshape(ranks, _gathered_shape(m, leaf)) if _is_gathered(m) and np.ndim(ranks) else ranks
-            for ranks, (m, leaf) in zip(of_trained, places, strict=True)
+            for ranks, (m, leaf) in zip(trained_phases, places, strict=True)
         ]
-    if any(isinstance(phase, jax.core.Tracer) for phase in of_trained):
+    if any(isinstance(phase, jax.core.Tracer) for phase in trained_phases):
         raise InputError(
             "the phases of `freed` are traced, so their values are unknown: call masks.since outside jax.jit, where "
             "masks are built"
         )
-    phases = [np.asarray(phase) for phase in of_trained]
+    phases = [np.asarray(phase) for phase in trained_phases]
     boundaries = sorted({int(value) for leaf in phases for value in np.unique(leaf) if leaf.ndim == 0 or value >= 0})
     ranks = [
         boundaries.index(int(leaf))
@@ -905,31 +910,31 @@ def scheduled(
         under = _Under(tx, schedule, leaves, trained)
         rest = _split(params, leaves)[1]
         gradients = updates if isinstance(updates, Gathered) else _split(updates, _canonical(scope, params, updates))[0]
-        of_step = None if loss is None else jnp.asarray(loss, jnp.float32)
+        step_loss = None if loss is None else jnp.asarray(loss, jnp.float32)
 
-        def choose(of_optimizer: OptState) -> tuple[Params, Any]:
-            return _choose(schedule, leaves, base, trained, state, of_optimizer, gradients, of_step)
+        def choose(new_state: OptState) -> tuple[Params, Any]:
+            return _choose(schedule, leaves, base, trained, state, new_state, gradients, step_loss)
 
         if schedule.when == "after" and schedule.off == "live":  # what it sees of the optimizer is of this step
-            changes, of_optimizer = under.optimizer.update(gradients, state.state, trained, **extra)
-            on, memory = choose(of_optimizer)
+            changes, new_state = under.optimizer.update(gradients, state.state, trained, **extra)
+            on, memory = choose(new_state)
             slots, over = None, None
         else:
             on, memory = choose(state.state)
             slots, over = under.assigned(state, on)
             on = under.with_slot(on, slots)
             reaching = gradients if isinstance(gradients, Gathered) else under.gathered(gradients, slots)
-            is_on, of_params = under.is_on(on, slots), under.gathered(trained, slots)
+            is_on, gathered_params = under.is_on(on, slots), under.gathered(trained, slots)
             reaching = reaching if schedule.off == "live" else gated(reaching, is_on)
-            before = under.cleared(state, slots, of_params)
-            changes, of_optimizer = under.optimizer.update(reaching, before, of_params, **extra)
-            other = under.optimizer.init(of_params) if schedule.off == "dropped" else before
-            of_optimizer = under.gated_state(is_on, of_params, of_optimizer, other)
+            before = under.cleared(state, slots, gathered_params)
+            changes, new_state = under.optimizer.update(reaching, before, gathered_params, **extra)
+            other = under.optimizer.init(gathered_params) if schedule.off == "dropped" else before
+            new_state = under.gated_state(is_on, gathered_params, new_state, other)
             changes = under.spread(changes, slots)
         changes = jax.tree.map(lambda o, change: jnp.where(o, change, _negative_zero(change)), on, changes)
         counts = jax.tree.map(lambda count, o: count + jnp.mean(o, dtype=jnp.float32), state.trained, on)
-        after = Scheduled(of_optimizer, memory, on, state.step + 1, counts, state.loss, state.start, slots, over)
-        after = after if state.loss is None else after._replace(loss=of_step)
+        after = Scheduled(new_state, memory, on, state.step + 1, counts, state.loss, state.start, slots, over)
+        after = after if state.loss is None else after._replace(loss=step_loss)
         return masks.join(changes, jax.tree.map(_negative_zero, rest)), after
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -970,8 +975,8 @@ def ready(
 def layout_of(schedule: MaskSchedule, scope: Mask, trained: Params) -> Layout | None:
     """Which groups share slots under a schedule, by the shapes of the leaves of its scope; None where none do."""
     ranks, _ = _groups(trained, schedule.groups)
-    of_scope = dict(paths.items(scope))
-    return layout(trained, ranks, [of_scope[name] is True for name in paths.names(trained)], schedule.slots)
+    scope_by_name = dict(paths.items(scope))
+    return layout(trained, ranks, [scope_by_name[name] is True for name in paths.names(trained)], schedule.slots)
 
 
 class _Under:
@@ -981,18 +986,18 @@ class _Under:
         self.schedule, self.trained = schedule, trained
         ranks, self.count = _groups(trained, schedule.groups)
         self.layout, mask = layout_of(schedule, scope, trained), scope
-        self.of_groups = ranks
+        self.leaf_groups = ranks
         if self.layout is not None:
             owners = [rank for rank in range(self.count) if rank not in self.layout.groups]
-            own = [owners.index(rank) if rank in owners else -1 for rank in ranks]
+            per_group = [owners.index(rank) if rank in owners else -1 for rank in ranks]
             structure = jax.tree.structure(trained)
-            of_slot = [jax.tree.unflatten(structure, [len(owners) + i] * len(ranks)) for i in range(self.layout.slots)]
-            freed = Gathered(jax.tree.unflatten(structure, own), tuple(of_slot))
+            per_slot = [jax.tree.unflatten(structure, [len(owners) + i] * len(ranks)) for i in range(self.layout.slots)]
+            freed = Gathered(jax.tree.unflatten(structure, per_group), tuple(per_slot))
             mask = Gathered(scope, (scope,) * self.layout.slots)
             self.count = len(owners) + self.layout.slots
             number = dict(paths.items(freed))
             shapes = jax.eval_shape(lambda: self.gathered(jax.tree.map(jnp.asarray, trained), self.empty))
-            self.of_groups = [number[name] for name in paths.names(shapes)]
+            self.leaf_groups = [number[name] for name in paths.names(shapes)]
         else:
             freed = jax.tree.unflatten(jax.tree.structure(trained), ranks)
         several = self.count > 1
@@ -1048,15 +1053,15 @@ class _Under:
         if self.layout is None:
             return state.state
         stays = (slots == state.slots) & (slots >= 0)
-        own = jax.tree.map(lambda leaf: jnp.ones((), bool), params.own)
-        of_slots = [jax.tree.map(lambda leaf, i=i: stays[i], part) for i, part in enumerate(params.slots)]
-        return self.gated_state(Gathered(own, tuple(of_slots)), params, state.state, self.optimizer.init(params))
+        ones = jax.tree.map(lambda leaf: jnp.ones((), bool), params.own)
+        slot_flags = [jax.tree.map(lambda leaf, i=i: stays[i], part) for i, part in enumerate(params.slots)]
+        return self.gated_state(Gathered(ones, tuple(slot_flags)), params, state.state, self.optimizer.init(params))
 
     def gated_state(self, on: Params, params: Params, new: OptState, other: OptState) -> OptState:
         """`new` where it is on, and elsewhere `other`; of 'gated' moments all of `new`."""
         if self.schedule.off == "live" or not jax.tree.leaves(params):
             return new
-        return _gated_state(self.schedule.off == "gated", on, self.of_groups, self.count, params, new, other)
+        return _gated_state(self.schedule.off == "gated", on, self.leaf_groups, self.count, params, new, other)
 
 
 _OF_MEMORY = 2**31 - 1
@@ -1151,8 +1156,8 @@ def _seen(
     groups = schedule.groups
     if groups is not None:
         number = dict(zip(paths.unboxed_names(groups), map(int, jax.tree.leaves(groups)), strict=True))
-        of_trained = [number[name] for name in paths.unboxed_names(trained)]
-        groups = jax.tree.unflatten(jax.tree.structure(trained), of_trained)
+        group_numbers = [number[name] for name in paths.unboxed_names(trained)]
+        groups = jax.tree.unflatten(jax.tree.structure(trained), group_numbers)
     return Seen(
         step,
         jax.random.fold_in(key, step),
@@ -1171,13 +1176,13 @@ def _choose(
     key: Any,
     trained: Params,
     state: Scheduled,
-    of_optimizer: OptState,
+    optimizer_state: OptState,
     gradients: Params | None,
     loss: Any,
 ) -> tuple[Params, Any]:
     """(What is on in this step, the memory after it): chosen anew, or as before."""
     seen_loss = state.loss if schedule.when == "before" else loss
-    seen = _seen(schedule, of_optimizer, trained, gradients, seen_loss, state.step, key, state.start)
+    seen = _seen(schedule, optimizer_state, trained, gradients, seen_loss, state.step, key, state.start)
 
     def anew() -> tuple[Params, Any]:
         return _chosen(schedule, state.memory, seen, scope)
@@ -1196,16 +1201,21 @@ def _chosen(schedule: MaskSchedule, memory: Any, seen: Seen, scope: Mask) -> tup
     if not isinstance(answer, tuple) or hasattr(answer, "_fields") or len(answer) != 2:
         raise InputError(f"the schedule's choose gives {plugins.shown(answer)}: return (mask, memory)")
     mask, after = answer
-    of_mask, of_scope = (dict(zip(paths.unboxed_names(t), jax.tree.leaves(t), strict=True)) for t in (mask, scope))
+    mask_by_name, scope_by_name = (
+        dict(zip(paths.unboxed_names(t), jax.tree.leaves(t), strict=True)) for t in (mask, scope)
+    )
     names = paths.unboxed_names(seen.params)
-    only = [name for name in names if name not in of_mask], [name for name in of_mask if name not in of_scope]
+    only = (
+        [name for name in names if name not in mask_by_name],
+        [name for name in mask_by_name if name not in scope_by_name],
+    )
     if any(only):
         where = "of the parameters' leaves it lacks" if only[0] else "only it has"
         raise InputError(
             f"the schedule's choose gives a mask of another tree: {where} {paths.some(only[0] or only[1])}"
         )
     leaves = jax.tree.leaves(seen.params)
-    on = [_on(name, of_mask[name], leaf, of_scope[name]) for name, leaf in zip(names, leaves, strict=True)]
+    on = [_on(name, mask_by_name[name], leaf, scope_by_name[name]) for name, leaf in zip(names, leaves, strict=True)]
     if on and not any(isinstance(o, jax.core.Tracer) or np.any(o) for o in on):
         raise InputError("the schedule's choose gives a mask that trains nothing: let something train")
     _require_form(memory, after)
@@ -1213,7 +1223,7 @@ def _chosen(schedule: MaskSchedule, memory: Any, seen: Seen, scope: Mask) -> tup
     return jax.tree.unflatten(jax.tree.structure(seen.params), list(map(jnp.asarray, on))), after
 
 
-def _on(name: str, m: Any, leaf: Any, of_scope: Any) -> Any:
+def _on(name: str, m: Any, leaf: Any, scope_leaf: Any) -> Any:
     """Where a leaf trains, of those of its elements that are in the scope."""
     is_array = isinstance(m, np.ndarray | jax.Array | np.bool_)
     if not isinstance(m, bool) and not (is_array and m.dtype == jnp.bool_):
@@ -1226,8 +1236,8 @@ def _on(name: str, m: Any, leaf: Any, of_scope: Any) -> Any:
     if not fits:
         shapes = f"{list(np.shape(m))} at '{name}', which does not broadcast to {list(jnp.shape(leaf))}"
         raise InputError(f"the schedule's choose gives an array of shape {shapes}")
-    if masks.selects(of_scope):
-        m = jnp.broadcast_to(m, jnp.shape(leaf)) & jnp.broadcast_to(_nonzero(of_scope), jnp.shape(leaf))
+    if masks.selects(scope_leaf):
+        m = jnp.broadcast_to(m, jnp.shape(leaf)) & jnp.broadcast_to(_nonzero(scope_leaf), jnp.shape(leaf))
     return jnp.reshape(m, (1,) * (jnp.ndim(leaf) - np.ndim(m)) + np.shape(m)) if np.ndim(m) else m
 
 
@@ -1255,7 +1265,7 @@ def _gated_state(
 ) -> OptState:
     """The groups' counters, and the moments unless all are kept, of `new` where it is on and of `other` elsewhere."""
     anys = [jnp.any(leaf) for leaf in jax.tree.leaves(on)]
-    of_group = [
+    group_on = [
         functools.reduce(jnp.logical_or, (o for o, rank in zip(anys, ranks, strict=True) if rank == group))
         for group in range(count)
     ]
@@ -1264,7 +1274,7 @@ def _gated_state(
     nodes = []
     for node, kind, off in zip(parts.nodes, parts.kinds, parts_other.nodes, strict=True):
         if kind == "counter":
-            nodes.append(_where(of_group[0], node, off))
+            nodes.append(_where(group_on[0], node, off))
         elif kind == "moments" and not keeps_moments:
             nodes.append(jax.tree.map(_slots_where, on, trained, node, off))
         else:
@@ -1272,7 +1282,7 @@ def _gated_state(
     state = jax.tree.unflatten(parts.treedef, nodes)
     if count < 2:
         return state
-    pairs = zip(of_group[1:], younger, younger_other, strict=True)
+    pairs = zip(group_on[1:], younger, younger_other, strict=True)
     return Cohorts(state, tuple(_where(is_on, counters, off) for is_on, counters, off in pairs))
 
 
@@ -1380,8 +1390,8 @@ def _with_elements(is_elementwise: IsElementwise, mask: Mask, trained: Params) -
 
     shapes = [None if leaf is None else _shape_of(leaf) for _, leaf in rows]
     part = replaced(lambda j: _first_shape(arrays[j][2], rooms[j]), shapes)
-    whole, of_trained = jax.tree.flatten(jax.tree.unflatten(structure, shapes))
-    if not is_elementwise(of_trained, tuple(whole), tuple(jax.tree.leaves(part))):
+    whole, structure_of_trained = jax.tree.flatten(jax.tree.unflatten(structure, shapes))
+    if not is_elementwise(structure_of_trained, tuple(whole), tuple(jax.tree.leaves(part))):
         return mask
     return replaced(lambda j: _elements(arrays[j][1], rooms[j]), [m for m, _ in rows])
 
@@ -1445,8 +1455,8 @@ def elements(leaf: Any, places: Any) -> Any:
     Array([[1., 4., 0.]], dtype=float32)
     """
     flat = jnp.reshape(jnp.asarray(leaf), -1)
-    of_places = flat.at[places].get(mode="fill", fill_value=0, **_PLACES)
-    return of_places.reshape((1,) * (jnp.ndim(leaf) - 1) + np.shape(places))
+    values = flat.at[places].get(mode="fill", fill_value=0, **_PLACES)
+    return values.reshape((1,) * (jnp.ndim(leaf) - 1) + np.shape(places))
 
 
 def with_elements(leaf: Any, places: Any, values: Any) -> Any:
@@ -1464,14 +1474,14 @@ def _gather(leaf: Any, m: Any) -> Any:
     return elements(leaf, m.places) if _is_gathered(m) else leaf
 
 
-def _spread(m: Any, of_leaf: Any, leaf: Any) -> Any:
-    """The leaf with the elements `of_leaf` at the places of the mask; of one that is not gathered these as they are."""
-    return with_elements(leaf, m.places, of_leaf) if _is_gathered(m) and of_leaf is not None else of_leaf
+def _spread(m: Any, part: Any, leaf: Any) -> Any:
+    """The leaf with the elements `part` at the places of the mask; of one that is not gathered these as they are."""
+    return with_elements(leaf, m.places, part) if _is_gathered(m) and part is not None else part
 
 
-def _spread_update(of_mask: Any, m: Any, leaf: Any, update: Any) -> Any:
+def _spread_update(unplaced: Any, m: Any, leaf: Any, update: Any) -> Any:
     """A whole update where `masked` gathered by itself; where the mask that it was given is gathered, as it is."""
-    if not _is_gathered(m) or _is_gathered(of_mask) or update is None:
+    if not _is_gathered(m) or _is_gathered(unplaced) or update is None:
         return update
     return _spread(m, update, jnp.full(jnp.shape(leaf), -0.0, jnp.result_type(update)))
 

@@ -68,10 +68,10 @@ def _rule_of_decay(
     if not ("weight_decay" in numbers or _decays_by_options(options)):
         return "all"
     parameters = inspect.signature(function).parameters
-    own = [option for option in _DECAYS if option in parameters]
+    decay_options = [option for option in _DECAYS if option in parameters]
     maskable = any(option in parameters for option in _DECAY_MASKS)
-    rule = ("kernels" if own and maskable else "all") if decay == "auto" else decay
-    if rule != "all" and own and not maskable:
+    rule = ("kernels" if decay_options and maskable else "all") if decay == "auto" else decay
+    if rule != "all" and decay_options and not maskable:
         reason = f"the decay of optimizer '{name}' touches every leaf: leave it at all"
         raise InputError(reason, field="decay", value=decay)
     return rule
@@ -159,8 +159,8 @@ def _is_kernel(path: str) -> bool:
     """
     words = re.sub("(?<=[a-z])(?=[A-Z])", "_", _unboxed(path)).lower()
     *containers, name = re.split("[/.]", words)
-    of_norm = bool(containers) and paths.is_norm(containers[-1]) and name == "weight"
-    return name not in _NOT_KERNELS and not of_norm and not any(map(_EMBEDDED.search, (*containers, name)))
+    is_norm_weight = bool(containers) and paths.is_norm(containers[-1]) and name == "weight"
+    return name not in _NOT_KERNELS and not is_norm_weight and not any(map(_EMBEDDED.search, (*containers, name)))
 
 
 _NOT_KERNELS = ("bias", "scale", "beta", "gamma", "offset", "ssf_scale", "ssf_shift")

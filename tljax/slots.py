@@ -44,18 +44,18 @@ def layout(tree: Params, ranks: Sequence[int], able: Sequence[bool], slots: int)
     Layout(groups=(1, 2, 3), members=((1,), (2,), (3,)), slots=2)
     """
     leaves = jax.tree.leaves(tree)
-    of_group: dict[int, list[int]] = {}
+    places_by_rank: dict[int, list[int]] = {}
     for place, rank in enumerate(ranks):
-        of_group.setdefault(rank, []).append(place)
+        places_by_rank.setdefault(rank, []).append(place)
     alike: dict[Any, list[int]] = {}
-    for rank, places in sorted(of_group.items()):
+    for rank, places in sorted(places_by_rank.items()):
         if all(able[place] for place in places):
             form = tuple((jnp.shape(leaves[place]), jnp.result_type(leaves[place])) for place in places)
             alike.setdefault(form, []).append(rank)
     groups = max(alike.values(), key=len, default=[])
     if not slots or len(groups) <= slots:
         return None
-    return Layout(tuple(groups), tuple(tuple(of_group[rank]) for rank in groups), slots)
+    return Layout(tuple(groups), tuple(tuple(places_by_rank[rank]) for rank in groups), slots)
 
 
 def assign(before: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -76,7 +76,7 @@ def assign(before: jax.Array, on: jax.Array) -> tuple[jax.Array, jax.Array]:
     return after, jnp.maximum(0, count - jnp.sum(~stays, dtype=jnp.int32))
 
 
-def gather(tree: Params, of: Layout, which: jax.Array) -> Gathered:
+def gather(tree: Params, layout: Layout, which: jax.Array) -> Gathered:
     """The two parts of a tree; what is in an empty slot has no meaning.
 
     >>> tree = {"a": jnp.ones(1), "b": jnp.array([2.0]), "c": jnp.array([3.0])}
@@ -85,34 +85,34 @@ def gather(tree: Params, of: Layout, which: jax.Array) -> Gathered:
     (None, [3.0], None)
     """
     leaves, structure = jax.tree.flatten(tree)
-    shared = {place for places in of.members for place in places}
-    own = [None if place in shared else leaf for place, leaf in enumerate(leaves)]
+    shared = {place for places in layout.members for place in places}
+    unslotted = [None if place in shared else leaf for place, leaf in enumerate(leaves)]
     slots = []
-    for slot in range(of.slots):
-        groups = [lambda places=places: [jnp.asarray(leaves[place]) for place in places] for places in of.members]
+    for slot in range(layout.slots):
+        groups = [lambda places=places: [jnp.asarray(leaves[place]) for place in places] for places in layout.members]
         # A selection among all of them would be computed again, from all of them, in each operation that reads it.
         chosen = jax.lax.switch(which[slot], groups)
         held: list[Any] = [None] * len(leaves)
-        for place, leaf in zip(of.members[0], chosen, strict=True):
+        for place, leaf in zip(layout.members[0], chosen, strict=True):
             held[place] = leaf
         slots.append(jax.tree.unflatten(structure, held))
-    return Gathered(jax.tree.unflatten(structure, own), tuple(slots))
+    return Gathered(jax.tree.unflatten(structure, unslotted), tuple(slots))
 
 
-def spread(parts: Gathered, of: Layout, which: jax.Array, otherwise: Params) -> Params:
+def spread(parts: Gathered, layout: Layout, which: jax.Array, otherwise: Params) -> Params:
     """The tree of two parts; where a group is in no slot what `otherwise`, a tree of all leaves, has of it."""
     leaves, structure = jax.tree.flatten(otherwise)
-    own = _aligned(parts.own, otherwise)
-    leaves = [leaf if mine is None else mine for leaf, mine in zip(leaves, own, strict=True)]
+    unslotted = _aligned(parts.own, otherwise)
+    leaves = [leaf if mine is None else mine for leaf, mine in zip(leaves, unslotted, strict=True)]
     held = [_aligned(slot, otherwise) for slot in parts.slots]
-    for group, places in enumerate(of.members):
+    for group, places in enumerate(layout.members):
         for i, place in enumerate(places):
-            for slot in range(of.slots):
-                leaves[place] = jnp.where(which[slot] == group, held[slot][of.members[0][i]], leaves[place])
+            for slot in range(layout.slots):
+                leaves[place] = jnp.where(which[slot] == group, held[slot][layout.members[0][i]], leaves[place])
     return jax.tree.unflatten(structure, leaves)
 
 
 def _aligned(part: Params, whole: Params) -> list[Any]:
     """The leaves of a part in the order of those of the whole, None for those that it lacks."""
-    of_part = dict(paths.items(part))
-    return [of_part.get(name) for name in paths.names(whole)]
+    leaf_by_path = dict(paths.items(part))
+    return [leaf_by_path.get(name) for name in paths.names(whole)]

@@ -48,8 +48,8 @@ def changed() -> dict[str, Any]:
     anything of such operations, that flag is among the switches as XLA comes. JAX's devices are not looked for: before
     there are any, nothing is known of a GPU.
     """
-    of_jax = {name.upper(): value for name, value in _of_jax().items() if value != NEUTRAL[name]}
-    return of_jax | {name: text for name in _VARIABLES if (text := _arithmetic(name))}
+    from_jax = {name.upper(): value for name, value in _jax_values().items() if value != NEUTRAL[name]}
+    return from_jax | {name: text for name in _VARIABLES if (text := _arithmetic(name))}
 
 
 def variables() -> dict[str, str]:
@@ -57,7 +57,7 @@ def variables() -> dict[str, str]:
     return {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
 
 
-def _of_jax() -> dict[str, Any]:
+def _jax_values() -> dict[str, Any]:
     values = jax.config.values  # which JAX makes anew each time
     return {name: _plain(values.get(name, neutral)) for name, neutral in NEUTRAL.items()}
 
@@ -110,7 +110,7 @@ every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment i
     streams = sys.stdin, sys.stdout, sys.stderr
     texts = {name: os.environ.get(name) for name in _VARIABLES}
     values = {name: jax.config.values[name] for name in NEUTRAL if name in jax.config.values}
-    before = _of_jax()
+    before = _jax_values()
     try:
         with _descriptors():
             yield
@@ -120,7 +120,7 @@ every fit: leave that out, and set JAX_RANDOM_SEED_OFFSET=1 in the environment i
         np.seterr(**handling)
         sys.stdin, sys.stdout, sys.stderr = streams
         _restore(texts)
-        after = _of_jax()
+        after = _jax_values()
         for name, value in values.items():
             if after[name] != before[name]:
                 jax.config.update(name, value)

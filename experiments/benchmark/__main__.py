@@ -134,10 +134,10 @@ def run(
                 notes.append(f"{case}: left out, as the time is over")
                 continue
             seconds = program_patience if name in OF_PROGRAMS else patience
-            of_case, used = measure(
+            case_measurements, used = measure(
                 name, case, sides, folder, options, Patience(seconds, seconds, until), at_once, notes.append
             )
-            measurements += of_case
+            measurements += case_measurements
             versions |= used
             console.say(f"{case}: measured")
             write()
@@ -250,10 +250,10 @@ def _commit(checkout: Path) -> str:
 
 def _print(measurements: Sequence[Measurement], notes: Sequence[str]) -> None:
     """A table for each case, with a line for each side, and with a baseline one of before over after."""
-    of_case: dict[str, list[Measurement]] = {}
+    by_case: dict[str, list[Measurement]] = {}
     for measurement in measurements:
-        of_case.setdefault(measurement.row.rpartition(": ")[0], []).append(measurement)
-    for case, several in of_case.items():
+        by_case.setdefault(measurement.row.rpartition(": ")[0], []).append(measurement)
+    for case, several in by_case.items():
         whats = list(dict.fromkeys(m.row.rpartition(": ")[2] for m in several))
         cells = {(m.side, m.row.rpartition(": ")[2]): _cell(m) for m in several}
         names = list(dict.fromkeys(m.side for m in several))

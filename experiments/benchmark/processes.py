@@ -87,8 +87,8 @@ def _alive(group: int) -> bool:
     """Whether a process of a group still runs; one that has ended and is not yet waited for does not."""
     for status in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            state, _, of_group = status.read_text().rpartition(")")[2].split()[:3]
-            if int(of_group) == group and state != "Z":
+            state, _, process_group = status.read_text().rpartition(")")[2].split()[:3]
+            if int(process_group) == group and state != "Z":
                 return True
     return False
 

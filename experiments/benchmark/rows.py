@@ -91,7 +91,7 @@ class Side(NamedTuple):
 
 def cases(row: str, options: Options) -> dict[str, dict[str, Side]]:
     """{what is measured: {side: what it does}} of a row, tljax first, and another checkout's after its own."""
-    of_row: dict[str, Callable[[Options], dict[str, dict[str, Side]]]] = {
+    sides_by_row: dict[str, Callable[[Options], dict[str, dict[str, Side]]]] = {
         "full": _full,
         "probe": _probe,
         "probes": _probes,
@@ -103,7 +103,7 @@ def cases(row: str, options: Options) -> dict[str, dict[str, Side]]:
         **{name: functools.partial(_fits, name) for name in ("fits", "most_fits", "vits")},
         **{name: functools.partial(_programs, name) for name in OF_PROGRAMS},
     }
-    every_side = of_row[row](options)
+    every_side = sides_by_row[row](options)
     return {case: _with_baseline(_possible(sides, options), options) for case, sides in every_side.items()}
 
 
@@ -128,8 +128,8 @@ def _with_baseline(sides: Mapping[str, Side], options: Options) -> dict[str, Sid
     result: dict[str, Side] = {}
     for name, side in sides.items():
         result[name] = side
-        of_tljax = side.work.side in OF_TLJAX if side.work else side.program != ("", "")
-        if options.baseline and of_tljax:
+        is_tljax = side.work.side in OF_TLJAX if side.work else side.program != ("", "")
+        if options.baseline and is_tljax:
             result[f"{name}, before"] = side._replace(checkout=options.baseline, over=name)
     return result
 
@@ -367,11 +367,11 @@ def measure(
     versions: dict[str, str] = {}
     for result in taken.values():
         versions |= result.first.get("versions", {})
-    measurements = _of_programs(case, sides, taken) if programs else _of_turns(case, sides, taken, options)
+    measurements = _program_measurements(case, sides, taken) if programs else _turn_measurements(case, sides, taken)
     return measurements, versions
 
 
-def _of_turns(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken], options: Options) -> list[Measurement]:
+def _turn_measurements(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken]) -> list[Measurement]:
     """The measurements of sides that trained turns."""
     several = {name: result for name, result in taken.items() if result.turns}
     work = next(iter(sides.values())).work
@@ -386,18 +386,18 @@ def _of_turns(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken], 
         present = {name: list(numbers) for name, numbers in values.items() if numbers}
         return compared(f"{case}: {what}", present, sides, device, ratios)
 
-    def of_first_turn(key: str, scale: float = 1.0) -> dict[str, list[float] | None]:
+    def first_turn(key: str, scale: float = 1.0) -> dict[str, list[float] | None]:
         return {
             name: [result.first[key] * scale] if result.first.get(key) else None for name, result in trained.items()
         }
 
     measurements = rows(unit, seconds)
-    measurements += rows("start and first turn, s", of_first_turn("start"))
-    measurements += rows("of it tracing and compiling, s", of_first_turn("compiling"))
+    measurements += rows("start and first turn, s", first_turn("start"))
+    measurements += rows("of it tracing and compiling, s", first_turn("compiling"))
     peaks = {name: [result.peak_bytes / 1e6] if result.peak_bytes else None for name, result in trained.items()}
     measurements += rows("peak, MB", peaks)
-    measurements += rows("million FLOPs a step", of_first_turn("flops", 1e-6))
-    measurements += rows("peak of the training program, MB", of_first_turn("program_bytes", 1e-6))
+    measurements += rows("million FLOPs a step", first_turn("flops", 1e-6))
+    measurements += rows("peak of the training program, MB", first_turn("program_bytes", 1e-6))
     measurements += rows(
         "loss after the first turn", {n: result.first.get("loss") for n, result in trained.items()}, False
     )
@@ -430,7 +430,7 @@ def products_flops(width: int) -> int:
     return 2 * (2 * 784 * width + 3 * width * CLASSES)
 
 
-def _of_programs(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken]) -> list[Measurement]:
+def _program_measurements(case: str, sides: Mapping[str, Side], taken: Mapping[str, Taken]) -> list[Measurement]:
     """The measurements of whole programs."""
     turns = {name: [result.first, *result.turns] for name, result in taken.items()}
     device: dict[str, str] = {}
@@ -465,8 +465,10 @@ def compared(
     for name, numbers in values.items():
         over = sides[name].over or first
         base = values.get(over, ())
-        of_rounds = [x / y for x, y in zip(numbers, base, strict=False) if y] if ratios else []
-        ratio = float(np.median(of_rounds)) if of_rounds else None
+        round_ratios = [x / y for x, y in zip(numbers, base, strict=False) if y] if ratios else []
+        ratio = float(np.median(round_ratios)) if round_ratios else None
         value = float(np.median(numbers)) if ratios or "share" in row else float(numbers[0])
-        measurements.append(Measurement(row, name, value, ratio, list(numbers), device.get(name, ""), over, of_rounds))
+        measurements.append(
+            Measurement(row, name, value, ratio, list(numbers), device.get(name, ""), over, round_ratios)
+        )
     return measurements

@@ -166,7 +166,7 @@ def tljax(shared: Shared, work: Work) -> Iterator[Turn]:
         if state.step > work.steps:
             yield {}
             continue
-        trained = [state.of(row)[0] for row in (0, len(state.fits) - 1)]
+        trained = [state.params_and_state(row)[0] for row in (0, len(state.fits) - 1)]
         loss = _losses(train.forward(spec.model), trained, shared)
         yield {"loss": loss, "flops": costs[0].flops, "program_bytes": costs[0].peak_bytes}
 
@@ -284,7 +284,7 @@ def trials(shared: Shared, work: Work) -> Iterator[Turn]:
     once = Work("tljax", steps=len(labels) // BATCH, turns=1)
     spec, fits, execution = _tljax_fits(shared._replace(images=images, labels=labels), once, 1)
     [(state, _)] = train.fit(spec, fits, train.load(images, labels), [once.steps], execution=execution)
-    body = state.of(0)[0]["hidden_0"]
+    body = state.params_and_state(0)[0]["hidden_0"]
     optimizer_spec, numbers = optimizers.spec("sgd")
     terms, _ = penalties.read("l2:weight=1")
     spec = train.Spec(spec.model, objective.loss("softmax_cross_entropy"), optimizer_spec, terms)

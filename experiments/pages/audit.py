@@ -53,7 +53,7 @@ def folded(report: Report) -> Report:
 def show(report: Report) -> None:
     """Print the findings, the refuted first, with what is alike in one row."""
     verdicts: tuple[Verdict, ...] = ("proved", "refuted", "not decided")
-    counts = ", ".join(f"{len(report.of(verdict=verdict)):,} {verdict}" for verdict in verdicts)
+    counts = ", ".join(f"{len(report.select(verdict=verdict)):,} {verdict}" for verdict in verdicts)
     _, *lines = folded(report).table().splitlines()
     for line in (f"{report.subject}: {counts}", *lines):
         console.say(line)
@@ -76,8 +76,8 @@ def write(folder: Path, report: Report, failures: Sequence[Finding], command: st
 def page(report: Report, failures: Sequence[Finding], provenance: Provenance) -> str:
     """The HTML of an audit: a table for each verdict, and what each claim says."""
     lead = (
-        f"Of {len(report.findings):,} claims {len(report.of(verdict='proved')):,} are proved, {len(report.refuted):,} "
-        f"refuted and {len(report.undecided):,} not decided"
+        f"Of {len(report.findings):,} claims {len(report.select(verdict='proved')):,} are proved, "
+        f"{len(report.refuted):,} refuted and {len(report.undecided):,} not decided"
     )
     lead += (
         f"; {len(failures):,} against what was to hold." if failures else ", and nothing that was to hold is broken."
@@ -94,7 +94,7 @@ def page(report: Report, failures: Sequence[Finding], provenance: Provenance) ->
 
 def _parts(report: Report) -> dict[str, Sequence[Finding]]:
     """{title of a section: its findings}: what is proved to be idle is apart from what is proved to hold."""
-    proved = report.of(verdict="proved")
+    proved = report.select(verdict="proved")
     idle = [finding for finding in proved if finding.claim == "idle"]
     rest = [finding for finding in proved if finding.claim != "idle"]
     return dict(zip(CAPTIONS, (report.refuted, report.undecided, idle, rest), strict=True))

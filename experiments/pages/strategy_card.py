@@ -14,7 +14,7 @@ from experiments.pages.report import Block, Provenance, Section
 from experiments.pages.tables import NOTHING
 from experiments.runs import console, directory, strategy_cards
 from experiments.runs.console import Cell, Table
-from experiments.runs.strategy_cards import ANCHOR, BESIDE, OnTransfer
+from experiments.runs.strategy_cards import ANCHOR, BESIDE, Arm, OnTransfer
 from tljax.audit.lines import Check
 from tljax.study.verdicts import Comparison
 
@@ -115,19 +115,18 @@ def _of_transfer(
         "from_others": {base: _record(each[name]) for base, each in beside.items() if name in each},
         "rank": {"place": place, "of": many, "best": best},
         "masks": None if near is None or math.isnan(near.value) else near._asdict(),
-        "retention": _means(arm.source, part),
+        "retention": _means(part, arm, "source", told.explore),
         "source_accuracy": list(part.reference.source_accuracy),
-        "shift": _means(arm.shift, part),
-        "shift_of_scratch": _means(part.reference.arms["scratch"].shift, part, "scratch"),
+        "shift": _means(part, arm, "shift", told.explore),
+        "shift_of_scratch": _means(part, part.reference.arms["scratch"], "shift", told.explore),
         "anchor_items_differ": told.anchors.get(name, -1),
         "shipped_bits": None if shipped is None else strategy_cards.digest(shipped) == strategy_cards.digest(arm),
         "cost": dict(arm.cost),
     }
 
 
-def _means(right: np.ndarray | None, part: OnTransfer, strategy: str = "") -> list[float]:
-    arm = part.reference.arms[strategy] if strategy else part.arm
-    return [round(value, 6) for value in strategy_cards.by_seed(right, arm.diverged)]
+def _means(part: OnTransfer, arm: Arm, test_set: str, explore: bool) -> list[float]:
+    return [round(value, 6) for value in strategy_cards.by_seed(part, arm, test_set, explore)]
 
 
 def _record(comparison: Comparison) -> dict[str, Any]:

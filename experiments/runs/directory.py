@@ -13,7 +13,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +23,7 @@ import jax
 
 from experiments.runs import command_line, console, fields, process
 from experiments.runs.settings import (
+    FLAGS,
     GROWING,
     Recipe,
     Settings,
@@ -197,7 +198,7 @@ def _flags(
         text = flags_text(file)
         head = text.splitlines()[0] + "\n" if text.startswith("#") else head
         written_from = command_line.written_from(file)[::-1]
-        every_recorded = _values(line for line in text.splitlines() if line.startswith("--"))
+        every_recorded = _values(_flag_lines(text))
         recorded = {name: values for name, values in every_recorded.items() if name not in leave}
         lists: Sequence[str] = GROWING
         compared, neutral = current, settings.of_older_runs()
@@ -249,8 +250,25 @@ def recorded_flags(workdir: Path) -> dict[str, list[str]]:
     Raises InputError for one that is not as it was written.
     """
     file = workdir / "flags.flags"
-    text = flags_text(file) if file.is_file() else ""
-    return _values(line for line in text.splitlines() if line.startswith("--"))
+    return _values(_flag_lines(flags_text(file))) if file.is_file() else {}
+
+
+def recorded_lines(workdir: Path, names: Container[str]) -> list[str]:
+    """The lines of a run directory's flagfile that give flags of these names.
+
+    Raises InputError for a flagfile that is not there, or not as it was written.
+    """
+    lines = _flag_lines(flags_text(workdir / "flags.flags"))
+    return [line for line in lines if line[2:].partition("=")[0] in names]
+
+
+def recorded_settings(workdir: Path) -> Settings:
+    """The settings that a run directory's flagfile gives; raises InputError as `recorded_lines` does."""
+    return Settings.from_flags(**parse_flags(["", *recorded_lines(workdir, FLAGS)]))
+
+
+def _flag_lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("--")]
 
 
 def _values(lines: Iterable[str]) -> dict[str, list[str]]:

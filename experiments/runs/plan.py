@@ -467,7 +467,7 @@ def require_end(name: str, of_finish: Mapping[str, Sequence[str]]) -> None:
 
 def objective_of(task: Task, recipe: Recipe) -> Objective:
     """What a recipe minimises and measures of a task; raises InputError for what does not fit its targets."""
-    return objective.of(task, recipe.loss, recipe.metric, recipe.primary)
+    return objective.for_task(task, recipe.loss, recipe.metric, recipe.primary)
 
 
 def require_outputs(settings: Settings, model: Model, task: Task) -> None:
@@ -958,7 +958,7 @@ def _many(settings: Settings, model: Model, task: Task, recipe: Recipe) -> str:
     shape = example_shape(task)
     inputs = models.batch_of(shape, recipe.batch_size)
     forward = functools.partial(models.apply, models.unrolled(model))
-    work = 3 * flops.of(forward, models.abstract(model, shape), inputs)
+    work = 3 * flops.count(forward, models.abstract(model, shape), inputs)
     return "vmap" if vectorize.is_quicker_side_by_side(work, platform) else "map"
 
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.runs import budgets, console, directory, fields, metrics
-from experiments.runs.settings import FLAGS, Settings, parse_flags
 from tljax import npz
 from tljax.study import results, units
 from tljax.study.results import Replicate, Result, replicate
@@ -257,12 +256,9 @@ def _study(file: Path) -> dict[str, Any] | None:
 
 def _whole(folder: Path) -> bool:
     """Whether a run directory without a report, as the winners of a search are left in, has all fits of its flags."""
-    file = folder / "flags.flags"
-    if not file.is_file() or not (folder / "results.jsonl").is_file():
+    if not (folder / "flags.flags").is_file() or not (folder / "results.jsonl").is_file():
         return False
-    lines = directory.flags_text(file).splitlines()
-    named = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in FLAGS]
-    settings = Settings.from_flags(**parse_flags(["report", *named]))
+    settings = directory.recorded_settings(folder)
     trained = Counter(row.seed for row in directory.finished(folder).values() if row.strategy != "pretrain")
     wanted = Counter(seed for budget in settings.train_examples for seed in budgets.seeds(budget, settings.seeds))
     return all(trained[seed] >= count * len(settings.strategies) for seed, count in wanted.items())

@@ -63,10 +63,9 @@ def _range_flags(search: Search) -> list[str]:
 
 def _kept_flags(settings: Settings, own_lines: Sequence[str]) -> Sequence[str]:
     """The search's own lines of the run directory's flagfile: those of a search that it holds stay as they are."""
-    file = Path(settings.workdir or "") / "flags.flags"
-    lines = directory.flags_text(file).splitlines() if file.is_file() else []
-    names = command_line.kinds(Search)
-    lines_of_search = [line for line in lines if line.startswith("--") and line[2:].partition("=")[0] in names]
+    folder = Path(settings.workdir or "")
+    is_recorded = (folder / "flags.flags").is_file()
+    lines_of_search = directory.recorded_lines(folder, command_line.kinds(Search)) if is_recorded else []
     searched = lines_of_search and not any(line.startswith("--lr_range_test") for line in lines_of_search)
     return lines_of_search if searched else own_lines
 

@@ -1025,8 +1025,7 @@ def started_from(place: str, fit: str | None) -> tuple[str, str | None]:
     same_seed = [result for result in trained if result.seed == seed] or trained
     if len(same_seed) == 1:
         return str(run / same_seed[0].checkpoint), same_seed[0].name
-    lines = [line for line in directory.flags_text(run / "flags.flags").splitlines() if "=" in line]
-    checkpoints = [line.partition("=")[2] for line in lines if line.startswith("--source_checkpoint=")]
+    checkpoints = directory.recorded_flags(run).get("source_checkpoint", [])
     if trained or not checkpoints:
         raise unknown
     source = plugins.unquoted(checkpoints[-1])

@@ -365,11 +365,19 @@ def percentile(part: OnTransfer) -> Percentile | None:
     return atlas.percentile(own, others, masks.numbers, part.arm.cost["beside"], NEAR)
 
 
-def by_seed(right: np.ndarray | None, diverged: Sequence[int]) -> list[float]:
-    """The accuracy of each fit that did not diverge, of bools [seeds, items]."""
+def by_seed(part: OnTransfer, arm: Arm, test_set: str, explore: bool) -> list[float]:
+    """The accuracy of each of an arm's fits that did not diverge, on the test set of the source or of the shift.
+
+    Where one who explores looks and the items are those of the target, as under a rotation, those that confirm stay
+    unseen.
+    """
+    right = {"source": arm.source, "shift": arm.shift}[test_set]
     if right is None:
         return []
-    return [float(row.mean()) for place, row in enumerate(right) if place not in diverged]
+    target, *others = part.reference.test_sets
+    same = dict(zip(("source", "shift"), others, strict=True))[test_set] == target
+    rows = part.items.halves["explore"] if explore and same else slice(None)
+    return [float(row[rows].mean()) for place, row in enumerate(right) if place not in arm.diverged]
 
 
 def trial_halves(items: JudgedItems) -> np.ndarray:

@@ -128,8 +128,8 @@ def moments(loop):
     """The paths of arrays in the state beside the parameters that are shaped and named like a frozen leaf."""
     frozen = [path for path, m in leaves(loop.mask).items() if not np.any(m)]
     shapes = {path: leaf.shape for path, leaf in leaves(parameters(loop, loop.state)).items()}
-    own = {id(leaf) for leaf in jax.tree.leaves(parameters(loop, loop.state))}
-    beside = [(path, jnp.shape(leaf)) for path, leaf in paths.items(loop.state) if id(leaf) not in own]
+    parameter_ids = {id(leaf) for leaf in jax.tree.leaves(parameters(loop, loop.state))}
+    beside = [(path, jnp.shape(leaf)) for path, leaf in paths.items(loop.state) if id(leaf) not in parameter_ids]
     return {
         path
         for path in frozen

@@ -21,9 +21,9 @@ def recompiles(tx, mask):
     inner = optimizer.masked(tx, mask)
 
     def update(updates, state, params=None):
-        own, norms = state
+        inner_state, norms = state
         norm = optax.tree.norm(masks.split(updates, mask)[0])
-        updates, own = inner.update(updates, own, params)
-        return updates, (own, (*norms, jax.numpy.asarray(norm)))
+        updates, inner_state = inner.update(updates, inner_state, params)
+        return updates, (inner_state, (*norms, jax.numpy.asarray(norm)))
 
     return optax.GradientTransformation(lambda params: (inner.init(params), ()), update)

@@ -27,7 +27,7 @@ def frozen(
     leaks: bool = False,
     *,
     undecided: str | Iterable[str] = (),
-    **of_step: Any,
+    **arguments: Any,
 ) -> Report:
     """The report of `audit.step`, once every leaf that the mask freezes is proved to stay.
 
@@ -35,18 +35,24 @@ def frozen(
 
     Raises AssertionError where one changes, is proved in a lower grade than `at_least`, or is not decided and matches
     no glob of `undecided`; and, unless `leaks`, where the update of a trained leaf depends on the gradient of a frozen
-    one, or may. `of_step` are `params` and `loss`, as `audit.step` has them. Raises InputError for a grade that is
+    one, or may. `arguments` are `params` and `loss`, as `audit.step` has them. Raises InputError for a grade that is
     none, a glob that matches nothing, and as `audit.step` does.
     """
     if at_least not in GRADES[:-1]:
         raise InputError(f"it is one of {', '.join(map(repr, GRADES[:-1]))}", field="at_least", value=at_least)
-    report = steps.step(step, state, batch, mask, **of_step)
+    report = steps.step(step, state, batch, mask, **arguments)
     claims: tuple[Claim, ...] = ("frozen", "off") if leaks else ("frozen", "off", "unseen")
     return _require(report, broken(report, claims, at_least), undecided, "does not leave alone what the mask freezes")
 
 
 def rates(
-    step: Callable[..., Any], state: Any, batch: Any, mask: Mask, *, undecided: str | Iterable[str] = (), **of_step: Any
+    step: Callable[..., Any],
+    state: Any,
+    batch: Any,
+    mask: Mask,
+    *,
+    undecided: str | Iterable[str] = (),
+    **arguments: Any,
 ) -> Report:
     """The report of `audit.step`, once every trained leaf is proved to move by the rate that the mask gives it.
 
@@ -57,8 +63,8 @@ def rates(
         raise InputError(
             "the mask has no rate: write numbers, such as 0.1, where leaves are to move by a part of the step"
         )
-    report = steps.step(step, state, batch, mask, **of_step)
-    if not report.of("rate"):
+    report = steps.step(step, state, batch, mask, **arguments)
+    if not report.select("rate"):
         raise AssertionError(f"{report.subject}: of no rate it was decided whether it has an effect")
     return _require(report, broken(report, ("rate",)), undecided, "does not move its leaves by their rates")
 
@@ -77,7 +83,7 @@ def restored(
     the InputErrors, are those of `restores.restore`.
 
     >>> weights = {"body": [0.5, 1.5], "head": [1.0]}
-    >>> len(restored(weights, {"body": [0.5, 1.5], "head": [3.0]}, ["body/**"]).of("restored", "proved"))
+    >>> len(restored(weights, {"body": [0.5, 1.5], "head": [3.0]}, ["body/**"]).select("restored", "proved"))
     2
     """
     report = restores.restore(before, after, plan, dtype=dtype, fresh=fresh)

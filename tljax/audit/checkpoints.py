@@ -46,13 +46,13 @@ def opened(place: str | Path, fit: str | None = None) -> Leaves:
             "experiments.convert"
         )
     if (folder / "meta" / "metadata").is_file():
-        return _of_tljax(folder, fit)
+        return _tljax_leaves(folder, fit)
     if fit:
         raise InputError(f"'{place}' is no checkpoint of tljax, and holds no fit '{fit}': leave the name out")
     return _Restored(_item(folder))
 
 
-def _of_tljax(folder: Path, fit: str | None) -> Leaves:
+def _tljax_leaves(folder: Path, fit: str | None) -> Leaves:
     """The leaves of a fit in a checkpoint of tljax, each against its digest."""
     fits, _ = checkpoint.load(folder)
     if fit is None and len(fits) > 1:
@@ -76,15 +76,15 @@ def _item(folder: Path) -> Path:
         return items[0]
     if items:
         raise InputError(f"'{folder}' holds {paths.some([item.name for item in items])}: name one, as '{items[0]}'")
-    steps = [step for step in folder.iterdir() if step.is_dir() and any((item / _TREE).is_file() for item in _in(step))]
+    steps = [
+        step
+        for step in folder.iterdir()
+        if step.is_dir() and any((item / _TREE).is_file() for item in (step, *step.iterdir()))
+    ]
     if steps:
         names = sorted((step.name for step in steps), key=lambda name: (len(name), name))
         raise InputError(f"'{folder}' holds the steps {paths.some(names)}: name one, as '{folder / names[-1]}'")
     raise InputError(f"'{folder}' holds no checkpoint: give a file of weights, a step's folder of Orbax, or tljax's")
-
-
-def _in(folder: Path) -> Iterator[Path]:
-    return (item for item in (folder, *folder.iterdir()) if item.is_dir())
 
 
 class _Restored(Mapping[str, np.ndarray]):
@@ -209,7 +209,7 @@ def change(before: np.ndarray, after: np.ndarray) -> Change:
     for was, now in _chunks(before, after):
         bits = _bits(was) != _bits(now) if was.dtype == now.dtype else np.ones(was.shape, bool)
         with np.errstate(all="ignore"):
-            x, y = _wide(was), _wide(now)
+            x, y = _widened(was), _widened(now)
             equal, nan, later_nan = x == y, np.isnan(x), np.isnan(y)
             if was.dtype == now.dtype:  # in 64 bits two whole numbers may be one float
                 equal &= ~bits | (x == 0)
@@ -248,7 +248,7 @@ def _bits(flat: np.ndarray) -> np.ndarray:
     return flat.view(np.dtype((np.void, flat.dtype.itemsize)))
 
 
-def _wide(flat: np.ndarray) -> np.ndarray:
+def _widened(flat: np.ndarray) -> np.ndarray:
     return flat.astype(np.complex128 if flat.dtype.kind == "c" else np.float64)
 
 
@@ -385,7 +385,7 @@ def _claimed(mask: Any, was: Leaves, now: Leaves) -> tuple[dict[str, Any], list[
     unnamed = [path for path in like if path not in claimed]
     able = dict(zip(like, paths.trainable(like), strict=True))
     trains = {path: masks.trains(m) for path, m in claimed.items() if able[path]}
-    result = {path: m if able[path] else _of_statistic(path, like[path], trains) for path, m in claimed.items()}
+    result = {path: m if able[path] else _statistic_trains(path, like[path], trains) for path, m in claimed.items()}
     return result, [f"the mask does not name {paths.some(unnamed)}: nothing is claimed of it"] if unnamed else []
 
 
@@ -400,8 +400,8 @@ def _described(leaves: Leaves, path: str) -> jax.ShapeDtypeStruct:
 def _by_path(mask: Mask, like: Mapping[str, Any]) -> dict[str, Any]:
     """{path of a leaf: leaf of the mask}; a mask of the parameters alone may lack the `params` before their paths."""
     by_path = dict(paths.items(mask))
-    of_params = {f"params/{path}": m for path, m in by_path.items()}
-    by_path = of_params if of_params.keys() & like.keys() else by_path
+    under_params = {f"params/{path}": m for path, m in by_path.items()}
+    by_path = under_params if under_params.keys() & like.keys() else by_path
     if odd := [path for path in by_path if path not in like]:
         raise InputError(f"the mask names '{odd[0]}', which no checkpoint has{plugins.nearest(odd[0], like)}")
     if not by_path:
@@ -413,7 +413,7 @@ _COLLECTIONS = ("params", "batch_stats")
 """Names that part a norm's statistics from its scale and bias."""
 
 
-def _of_statistic(path: str, leaf: Any, trains: Mapping[str, bool]) -> bool | None:
+def _statistic_trains(path: str, leaf: Any, trains: Mapping[str, bool]) -> bool | None:
     """False, for frozen, of a running statistic beside which nothing trains; else None, of which nothing is claimed."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return None

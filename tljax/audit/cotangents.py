@@ -65,7 +65,7 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
     gradients: dict[int, _Role] = {}
     for _ in range(_GRADIENTS_IN_TURN):  # where a second gradient is taken follows from the first one (SAM)
         walk = _Walk(gradients)
-        inputs = [walk.input(_Role(bits.get(number, 0), bits.get(number, 0))) for number in _input_numbers(program)]
+        inputs = [walk.input(_Role(*[bits.get(number, 0)] * 2)) for number in range(len(program.jaxpr.invars))]
         results = walk.walk(program.jaxpr, inputs, (), _Context())
         walk.read(results, program.jaxpr.outvars, (), -1)
         before, gradients = gradients, _assigned(walk)
@@ -82,10 +82,6 @@ def cotangents(program: Any, leaves: Mapping[int, str]) -> dict[Read, Cotangent]
 
 _GRADIENTS_IN_TURN = 4
 """Gradients each of which is taken at a place that the one before has moved, and what is not assigned beyond."""
-
-
-def _input_numbers(program: Any) -> range:
-    return range(len(program.jaxpr.invars))
 
 
 # The program as one list of equations, with calls written out.
@@ -308,9 +304,9 @@ def operands_of_programs(equation: Any) -> list[list[int]]:
         return [numbers[1:]] * len(parameters["branches"])
     if equation.primitive.name == "scan":
         return [numbers]
-    of_test, of_body = parameters["cond_nconsts"], parameters["body_nconsts"]
-    carried = numbers[of_test + of_body :]
-    return [numbers[:of_test] + carried, numbers[of_test : of_test + of_body] + carried]
+    test_constants, body_constants = parameters["cond_nconsts"], parameters["body_nconsts"]
+    carried = numbers[test_constants + body_constants :]
+    return [numbers[:test_constants] + carried, numbers[test_constants : test_constants + body_constants] + carried]
 
 
 def _union(masks: Iterable[int]) -> int:
@@ -418,16 +414,16 @@ def _roles_of_parts(walk: _Walk, parts: Mapping[int, list[_Part]], frames: "_Fra
     classes: dict[Any, dict[int, _Part]] = {}
     for part in (part for several in parts.values() for part in several):
         # a value may be a part of several cotangents: it is the gradient of the same in all
-        classes.setdefault((frames.of(part.producer), _shape(part.aval)), {})[part.value.number] = part
-    of_parts: dict[int, _Role] = {}
+        classes.setdefault((frames.stack(part.producer), _shape(part.aval)), {})[part.value.number] = part
+    part_roles: dict[int, _Role] = {}
     for (stack, shape), members in classes.items():
-        of_parts |= _roles_of_class(walk, list(members.values()), stack, shape, sites, frames)
+        part_roles |= _roles_of_class(walk, list(members.values()), stack, shape, sites, frames)
     roles = {}
     for number, several in parts.items():
-        of_several = [of_parts[part.value.number] for part in several]
-        same = len({role.stands for role in of_several}) == 1
-        candidates = _union(role.stands or role.derived for role in of_several)
-        roles[number] = _Role(of_several[0].stands if same else 0, candidates)
+        several_roles = [part_roles[part.value.number] for part in several]
+        same = len({role.stands for role in several_roles}) == 1
+        candidates = _union(role.stands or role.derived for role in several_roles)
+        roles[number] = _Role(several_roles[0].stands if same else 0, candidates)
     return roles
 
 
@@ -454,24 +450,24 @@ def _roles_of_class(
     candidates = list(sites.get(shape, []))
     if any("vmap" in part.producer.context.transforms for part in parts):
         candidates += [site for other, more in sites.items() if _is_mapped(other, shape) for site in more]
-    site_of: dict[int, _Site] = {}
+    site_by_number: dict[int, _Site] = {}
     close: list[_Site] = []
     for among in (
         [site for site in candidates if not site.equation.context.recomputed],
         [site for site in candidates if site.equation.context.recomputed],
     ):
-        exact = [site for site in among if frames.of(site.equation) == stack]
-        custom = [site for site in among if frames.of(site.equation)[: len(stack)] == stack]
-        lines = {frames.of(site.equation) for site in exact or custom}
+        exact = [site for site in among if frames.stack(site.equation) == stack]
+        custom = [site for site in among if frames.stack(site.equation)[: len(stack)] == stack]
+        lines = {frames.stack(site.equation) for site in exact or custom}
         close += exact or custom
-        site_of = _paired(walk, parts, exact or custom, ordered=len(lines) == 1) | site_of
+        site_by_number = _paired(walk, parts, exact or custom, ordered=len(lines) == 1) | site_by_number
     if not close and len({_sources(site) for site in candidates}) == 1:
-        site_of = {part.value.number: candidates[0] for part in parts}
+        site_by_number = {part.value.number: candidates[0] for part in parts}
     everything = [site for more in sites.values() for site in more]
     unknown = _Role(0, _role_of_sites(walk, close or candidates or everything).derived)
     return {
-        part.value.number: _role_of_sites(walk, [site_of[part.value.number]])
-        if part.value.number in site_of
+        part.value.number: _role_of_sites(walk, [site_by_number[part.value.number]])
+        if part.value.number in site_by_number
         else unknown
         for part in parts
     }
@@ -504,20 +500,20 @@ def _paired(walk: _Walk, parts: Sequence[_Part], sites: Sequence[_Site], ordered
     """The site of each of some terms, as far as it is certain; keys are the numbers of their values."""
     if len({_sources(site) for site in sites}) == 1:
         return {part.value.number: sites[0] for part in parts}
-    site_of: dict[int, _Site] = {}
+    site_by_number: dict[int, _Site] = {}
     for part in parts:
         in_scope = [site for site in sites if _module(site.equation) == _module(part.producer)]
         left = _by_factor(part, in_scope or list(sites))
         if len({_sources(site) for site in left}) == 1:
-            site_of[part.value.number] = left[0]
-    if not ordered or len(site_of) == len(parts):
-        return site_of
-    of_leaves = [site for site in sites if any(walk.role(value).derived for value in site.sources)]
-    for among in (list(sites), _without_repeats(sites), of_leaves, _without_repeats(of_leaves)):
+            site_by_number[part.value.number] = left[0]
+    if not ordered or len(site_by_number) == len(parts):
+        return site_by_number
+    leaf_sites = [site for site in sites if any(walk.role(value).derived for value in site.sources)]
+    for among in (list(sites), _without_repeats(sites), leaf_sites, _without_repeats(leaf_sites)):
         in_order = _in_order(parts, among, walk.backward)
-        if in_order and all(_sources(in_order[number]) == _sources(site) for number, site in site_of.items()):
+        if in_order and all(_sources(in_order[number]) == _sources(site) for number, site in site_by_number.items()):
             return in_order
-    return site_of
+    return site_by_number
 
 
 def _by_factor(part: _Part, sites: list[_Site]) -> list[_Site]:
@@ -560,27 +556,27 @@ def _in_order(parts: Sequence[_Part], sites: Sequence[_Site], backward: Sequence
     The last equation's comes first; those of one loop or choice come in order. After a backward pass, at the places
     `backward`, the next forward pass begins anew.
     """
-    found: dict[int, _Site] = {}
+    site_by_number: dict[int, _Site] = {}
     begun: list[_Site] = []
-    given: list[_Part] = []
+    pending: list[_Part] = []
     events: list[tuple[int, int, _Site | _Part]] = [(site.equation.order, site.operand, site) for site in sites]
     events += [(part.producer.order, part.value.output, part) for part in parts]
     for _, _, event in [*sorted(events, key=lambda event: event[:2]), (0, 0, None)]:
         if isinstance(event, _Part):
-            given.append(event)
+            pending.append(event)
             continue
-        if given or event is None:
-            seeds = [part.value.seeds for part in given]
-            if len(given) != len(begun) or not _is_ordered(begun) or not functools.reduce(operator.and_, seeds, -1):
+        if pending or event is None:
+            seeds = [part.value.seeds for part in pending]
+            if len(pending) != len(begun) or not _is_ordered(begun) or not functools.reduce(operator.and_, seeds, -1):
                 return {}
             begun.sort(key=lambda site: (-site.equation.order, site.operand))
-            found |= {part.value.number: site for part, site in zip(given, begun, strict=True)}
-            begun, given = [], []
+            site_by_number |= {part.value.number: site for part, site in zip(pending, begun, strict=True)}
+            begun, pending = [], []
         if event is not None:
             if begun and _any_between(backward, begun[-1].equation.order, event.equation.order):
                 begun = []  # nobody reads what that pass gave
             begun.append(event)
-    return found
+    return site_by_number
 
 
 def _any_between(numbers: Sequence[int], low: int, high: int) -> bool:
@@ -603,7 +599,7 @@ class _Frames:
     def __init__(self) -> None:
         self.known: dict[int, tuple[Any, ...]] = {}
 
-    def of(self, equation: _Equation) -> tuple[Any, ...]:
+    def stack(self, equation: _Equation) -> tuple[Any, ...]:
         """The frames from the outermost on, each as (identity of the code, instruction)."""
         traceback = _traceback(equation)
         if traceback is None:

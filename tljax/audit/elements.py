@@ -37,23 +37,25 @@ class _Scope(NamedTuple):
     inner: dict[tuple[int, int], "_Scope"]
 
 
-def change(
-    closed: Any,
-    leaves: Sequence[Any],
-    place: int,
-    where: Any,
-    params: Collection[int],
-    state: int,
-    gradients: Collection[tuple[int, ...]],
-    scalars: dict[Any, Any],
-) -> Shown | None:
-    """An element of a leaf, of those that `where` chooses, that a step is seen to change; None if none is.
+class Step(NamedTuple):
+    """A traced step, the elements of whose leaves are followed."""
 
-    `gradients` are the places where the program reads gradients, as `cotangents.Read` has them; `scalars` keeps what is
-    no element of any leaf for the next one, {} at first.
-    """
+    closed: Any
+    leaves: Sequence[Any]
+    """Its inputs: arrays, or their shapes and dtypes. The first `state` of them are of the state."""
+    state: int
+    params: Collection[int]
+    """The inputs that are parameters, by their numbers."""
+    gradients: Collection[tuple[int, ...]]
+    """The places where the program reads gradients, as `cotangents.Read` has them."""
+    scalars: dict[Any, Any]
+    """What is no element of any leaf, kept for the next one; {} at first."""
+
+
+def change(step: Step, place: int, where: Any) -> Shown | None:
+    """An element of the leaf at a place, among those that `where` chooses, that a step is seen to change; else None."""
     for count in COUNTS:
-        follower = _Follower(closed, leaves, place, where, params, state, gradients, count, scalars)
+        follower = _Follower(step, place, where, count)
         try:
             before, after = follower.before(), follower.after()
         except _Cannot:
@@ -61,39 +63,26 @@ def change(
         differs = (before != after) & ~(np.isnan(before) & np.isnan(after))
         if differs.any():
             index = int(np.argmax(differs))
-            element = tuple(
-                int(i) for i in np.unravel_index(follower.indices[index], closed.jaxpr.invars[place].aval.shape)
-            )
+            element = tuple(int(i) for i in np.unravel_index(follower.indices[index], follower.shape))
             how = "by the operations on this leaf alone"
             return Shown(count + 1, element, float(before[index]), float(after[index]), how, "from drawn numbers")
     return None
 
 
 class _Follower:
-    """The elements of one leaf in one step."""
+    """The elements of the leaf at a place in one step, before which the state's counters are at `count`."""
 
-    def __init__(
-        self,
-        closed: Any,
-        leaves: Sequence[Any],
-        place: int,
-        where: Any,
-        params: Collection[int],
-        state: int,
-        gradients: Collection[tuple[int, ...]],
-        count: int,
-        scalars: dict[Any, Any],
-    ) -> None:
-        self.closed, self.leaves, self.place, self.params, self.state = closed, leaves, place, params, state
-        self.gradients, self.count = gradients, count
+    def __init__(self, step: Step, place: int, where: Any, count: int) -> None:
+        self.step, self.place, self.count = step, place, count
+        closed = step.closed
         self.shape = tuple(closed.jaxpr.invars[place].aval.shape)
         size = int(np.prod(self.shape))
         chosen = np.flatnonzero(where)[:MOST] if isinstance(where, np.ndarray) else np.arange(min(MOST, size))
         self.indices, self.size = chosen, size
         self.rng = np.random.default_rng(0)
         self.drawn: dict[Any, Any] = {}
-        self.scalars = scalars
-        self.top = self._scope(closed.jaxpr, (), [self._input(number) for number in range(len(leaves))], closed.consts)
+        inputs = [self._input(number) for number in range(len(step.leaves))]
+        self.top = self._scope(closed.jaxpr, (), inputs, closed.consts)
 
     def before(self) -> np.ndarray:
         """The elements before the step."""
@@ -101,7 +90,7 @@ class _Follower:
 
     def after(self) -> np.ndarray:
         """The elements after the step."""
-        value = self.output(self.top, self.closed.jaxpr, self.place)
+        value = self.output(self.top, self.step.closed.jaxpr, self.place)
         return np.broadcast_to(np.asarray(value), self.indices.shape)
 
     def _scope(self, jaxpr: Any, path: tuple[int, ...], inputs: Sequence[Any], consts: Sequence[Any]) -> _Scope:
@@ -109,10 +98,10 @@ class _Follower:
         operands |= {
             var: (lambda const=const: self._constant(const)) for var, const in zip(jaxpr.constvars, consts, strict=True)
         }
-        producers = self.scalars.get(id(jaxpr))
+        producers = self.step.scalars.get(id(jaxpr))
         if producers is None:
             producers = {var: (number, eqn) for number, eqn in enumerate(jaxpr.eqns) for var in eqn.outvars}
-            self.scalars[id(jaxpr)] = producers
+            self.step.scalars[id(jaxpr)] = producers
         return _Scope(path, operands, producers, {}, {})
 
     def _constant(self, number: Any) -> Any:
@@ -123,14 +112,14 @@ class _Follower:
         return jnp.asarray(np.asarray(number).reshape(-1)[self.indices])
 
     def _input(self, number: int) -> Callable[[], Any]:
-        aval, leaf = self.closed.jaxpr.invars[number].aval, self.leaves[number]
+        aval, leaf = self.step.closed.jaxpr.invars[number].aval, self.step.leaves[number]
 
         def value() -> Any:
             if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):
                 raise _Cannot
-            if number in self.params:
+            if number in self.step.params:
                 return self._draw(number, aval)
-            if number >= self.state or tuple(aval.shape) not in ((), self.shape):
+            if number >= self.step.state or tuple(aval.shape) not in ((), self.shape):
                 raise _Cannot
             if not aval.shape and jax.dtypes.issubdtype(aval.dtype, np.integer):
                 return jnp.asarray(self.count, aval.dtype)
@@ -154,7 +143,7 @@ class _Follower:
 
     def read(self, scope: _Scope, atom: Any, number: int, operand: int) -> Any:
         """What an equation reads as its operand: gradients are drawn."""
-        if (*scope.path, number, operand) in self.gradients:
+        if (*scope.path, number, operand) in self.step.gradients:
             return self._draw((*scope.path, number, operand), atom.aval)
         if isinstance(atom, core.Literal):
             return self._constant(atom.val)
@@ -162,9 +151,9 @@ class _Follower:
             return scope.inputs[atom]()
         if self.shape and not atom.aval.shape:
             key = (self.count, scope.path, atom)
-            if key not in self.scalars:
-                self.scalars[key] = self.computed(scope, atom)
-            return self.scalars[key]
+            if key not in self.step.scalars:
+                self.step.scalars[key] = self.computed(scope, atom)
+            return self.step.scalars[key]
         if atom not in scope.known:
             scope.known[atom] = self.computed(scope, atom)
         return scope.known[atom]

@@ -109,11 +109,11 @@ def read(fitted: Fitted, phase: int, shape: tuple[int, ...], model_state: ModelS
 
     def step(state: Any, inputs: Any) -> Any:
         params, opt_state, model_state = state
-        batch, rate, number, given = inputs
+        batch, rate, number, traced_fields = inputs
         trained, frozen = masks.split(params, trains)
-        of_fit = hyper._replace(weights=given[0], numbers=given[1], key=given[2])
+        fit_hyper = hyper._replace(weights=traced_fields[0], numbers=traced_fields[1], key=traced_fields[2])
         trained, opt_state, _, model_state, log = one_step(
-            spec, of_fit, trained, frozen, opt_state, batch, rate, number, None, None, model_state
+            spec, fit_hyper, trained, frozen, opt_state, batch, rate, number, None, None, model_state
         )
         return (masks.join(trained, frozen), opt_state, model_state), log
 
@@ -127,9 +127,9 @@ def read(fitted: Fitted, phase: int, shape: tuple[int, ...], model_state: ModelS
     )
     specs: Any = [jax.ShapeDtypeStruct(*pair) for pair in shapes_of_batch]
     batch = Batch(*specs)
-    of_model = jax.eval_shape(lambda: model_state or {})
+    state_shapes = jax.eval_shape(lambda: model_state or {})
     inputs = (batch, rate, number, (hyper.weights, hyper.numbers, hyper.key))
-    return steps.step(step, (shapes, state, of_model), inputs, mask, params=lambda state: state[0])
+    return steps.step(step, (shapes, state, state_shapes), inputs, mask, params=lambda state: state[0])
 
 
 def _trial(params: Params, phases: Sequence[Any], steps: int, model_state: ModelState | None) -> train.Fit:
@@ -178,11 +178,11 @@ def flops(
     wanted = replace(wanted, model=models.unrolled(wanted.model))
     traced = traced_leaves(wanted, _trial(params, [mask], 1, model_state), (mask,))
     leaves, structure = jax.tree.flatten(model_state or {})
-    state = structure, _of_one_trial(leaves)
-    return _flops(wanted, _of_one_trial(jax.tree.leaves(params)), _of_one_trial(traced), shape, state)
+    state = structure, _stacked_shapes(leaves)
+    return _flops(wanted, _stacked_shapes(jax.tree.leaves(params)), _stacked_shapes(traced), shape, state)
 
 
-def _of_one_trial(leaves: Sequence[Any]) -> Any:
+def _stacked_shapes(leaves: Sequence[Any]) -> Any:
     """The shapes of these leaves as `fit` passes them: with a leading axis of trials."""
     return jax.eval_shape(lambda: jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)]), tuple(leaves)))
 

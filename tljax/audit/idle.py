@@ -19,7 +19,7 @@ from tljax import paths
 from tljax.audit.cotangents import CALLS, Read, operands_of_programs
 from tljax.audit.program import line_of
 from tljax.audit.report import Finding
-from tljax.train.flops import of_equation
+from tljax.train.flops import equation_flops
 from tljax.train.memory import inner_programs
 
 
@@ -117,8 +117,8 @@ class _Reader:
         if name in ("scan", "while"):
             return self.loop(equation, results, path, inner)
         if name == "select_n" and (which := _number(equation.invars[0], uniform)) is not None:
-            return of_equation(equation), [index == 1 + int(which) for index in range(len(everything))], False
-        return of_equation(equation), everything, self.calls(equation)
+            return equation_flops(equation), [index == 1 + int(which) for index in range(len(everything))], False
+        return equation_flops(equation), everything, self.calls(equation)
 
     def calls(self, equation: Any) -> bool:
         """Whether an equation, or one within it, calls back for more than a result."""
@@ -146,11 +146,11 @@ class _Reader:
         while True:
             reads = [False] * len(equation.invars)
             flops, called = 0.0, False
-            for number, (program, given) in enumerate(zip(inner, operands, strict=True)):
-                asked = wanted if number == len(inner) - 1 else [True]
-                cost, inputs, calls = self.live(program, asked, (*path, number), [None] * len(program.invars))
+            for number, (program, program_operands) in enumerate(zip(inner, operands, strict=True)):
+                read_outputs = wanted if number == len(inner) - 1 else [True]
+                cost, inputs, calls = self.live(program, read_outputs, (*path, number), [None] * len(program.invars))
                 flops, called = flops + cost, called or calls
-                for operand, is_read in zip(given, inputs, strict=True):
+                for operand, is_read in zip(program_operands, inputs, strict=True):
                     reads[operand] = reads[operand] or is_read
             after = [is_wanted or (index < carries and reads[first + index]) for index, is_wanted in enumerate(wanted)]
             if after == wanted:
@@ -209,13 +209,13 @@ def findings(
     """
     outputs = len(program.jaxpr.outvars)
     everything = live(program, [True] * outputs)
-    found = _gradients(program, state, everything, unread, frozen)
-    found += [
+    result = _gradients(program, state, everything, unread, frozen)
+    result += [
         Finding(name, "idle", "proved", "no result of the step depends on what it holds")
         for place, name in enumerate(names)
         if place not in params and not everything.inputs[place]
     ]
-    return found + _draws(program, state, names, kept, everything.equations)
+    return result + _draws(program, state, names, kept, everything.equations)
 
 
 def _gradients(
@@ -226,8 +226,8 @@ def _gradients(
     wasted = everything.flops - needed.flops
     if not frozen or wasted < _LEAST_SHARE * everything.flops:
         return []
-    of_state = [number < state for number in range(outputs)]
-    with_them, without = (live(program, of_state, reads, callbacks=False).flops for reads in ((), unread))
+    is_state = [number < state for number in range(outputs)]
+    with_them, without = (live(program, is_state, reads, callbacks=False).flops for reads in ((), unread))
     in_state = with_them - without
     why = "they are multiplied by 0, which no compiler drops" if in_state >= wasted / 2 else _FOR_RESULTS
     share = f"{wasted / 1e6:,.3g} of {everything.flops / 1e6:,.3g} MFLOP of a step ({wasted / everything.flops:.0%})"
@@ -248,17 +248,17 @@ def _draws(
     sources = [frozenset[int]() if moves else frozenset((place,)) for place, moves in enumerate(moving)]
     draws: list[tuple[Any, frozenset[int]]] = []
     _follow(program.jaxpr, list(zip(moving, sources, strict=True)), draws)
-    found: dict[tuple[str, str | None], Finding] = {}
-    for equation, of_leaves in draws:
+    finding_by_key: dict[tuple[str, str | None], Finding] = {}
+    for equation, key_leaves in draws:
         if id(equation) not in equations:
             continue
-        name = paths.some([names[place] for place in sorted(of_leaves)], 2) if of_leaves else "a constant key"
-        name = name.strip("'") if len(of_leaves) == 1 else name
-        said = "is given back as it was, and" if of_leaves else "is in the program:"
+        name = paths.some([names[place] for place in sorted(key_leaves)], 2) if key_leaves else "a constant key"
+        name = name.strip("'") if len(key_leaves) == 1 else name
+        how = "is given back as it was, and" if key_leaves else "is in the program:"
         where = line_of(equation)
-        detail = f"the key {said} its random numbers are the same in each step"
-        found[name, where] = Finding(name, "idle", "proved", detail, source=where)
-    return list(found.values())
+        detail = f"the key {how} its random numbers are the same in each step"
+        finding_by_key[name, where] = Finding(name, "idle", "proved", detail, source=where)
+    return list(finding_by_key.values())
 
 
 _Fact = tuple[bool, frozenset[int]]

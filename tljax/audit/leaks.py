@@ -61,9 +61,9 @@ Where = Mapping[Any, tuple[Sequence[int], Any]]
 """For each place or number of an input: the numbers of leaves, and which elements are frozen (True: all)."""
 
 
-def disturbed_step(closed: Any, places: Where, inputs_of: Where) -> Callable[[Sequence[Any], Any], list[Any]]:
+def disturbed_step(closed: Any, places: Where, frozen_inputs: Where) -> Callable[[Sequence[Any], Any], list[Any]]:
     """A compiled step (inputs, numbers [leaves]) -> outputs, in which the number of a leaf is added to the gradient of
-    its frozen elements, where the program reads one (`places`) or is given one (`inputs_of`)."""
+    its frozen elements, where the program reads one (`places`) or is given one (`frozen_inputs`)."""
 
     def step(inputs: Sequence[Any], added: Any) -> list[Any]:
         def more(value: Any, leaves: Sequence[int], where: Any) -> Any:
@@ -75,8 +75,8 @@ def disturbed_step(closed: Any, places: Where, inputs_of: Where) -> Callable[[Se
         def at(leaves: Sequence[int], where: Any) -> Callable[[Any], Any]:
             return lambda value: more(value, leaves, where)
 
-        given = [more(value, *inputs_of[n]) if n in inputs_of else value for n, value in enumerate(inputs)]
-        return cotangents.run(closed, given, {place: at(*row) for place, row in places.items()})
+        disturbed = [more(value, *frozen_inputs[n]) if n in frozen_inputs else value for n, value in enumerate(inputs)]
+        return cotangents.run(closed, disturbed, {place: at(*row) for place, row in places.items()})
 
     return jax.jit(step)
 

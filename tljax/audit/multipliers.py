@@ -275,10 +275,10 @@ def findings(
     after = forms.read(program.jaxpr, program.consts, inputs, ())
     moves = {leaf.place: move(forms, after[leaf.place], inputs[leaf.place]) for leaf in leaves}
     reference = _reference(leaves, moves)
-    given = [number for number, (name, _) in enumerate(names) if name == "gradient"]
+    gradient_inputs = [number for number, (name, _) in enumerate(names) if name == "gradient"]
     run = None
     if any(ratio(moves[leaf.place], moves[reference.place]) is None for leaf in leaves):
-        run = _run(program, gradients, given, equations, leaves, numbers)
+        run = _run(program, gradients, gradient_inputs, equations, leaves, numbers)
     return [_finding(leaf, reference, moves, run, equations, program) for leaf in leaves]
 
 
@@ -295,7 +295,9 @@ def _finding(
     wanted = leaf.rate / reference.rate
     moved = ratio(moves[leaf.place], moves[reference.place])
     beside = "" if leaf is reference else f" as '{reference.path}' under equal gradients, values and states"
-    asked = f"; the mask gives it {leaf.rate:g}" + ("" if reference.rate == 1 else f", and {reference.rate:g} that one")
+    by_mask = f"; the mask gives it {leaf.rate:g}" + (
+        "" if reference.rate == 1 else f", and {reference.rate:g} that one"
+    )
     if leaf is reference:
         if len(moves) == 1:
             return Finding(leaf.path, "rate", "not decided", "no other leaf trains that it could be held against")
@@ -304,7 +306,7 @@ def _finding(
         return Finding(leaf.path, "rate", "proved", "the rate that others are held against")
     if moved is not None:
         right = abs(moved - wanted) <= TOLERANCE * abs(wanted)
-        detail = f"moves {moved:.6g} times as far{beside}" + ("" if right else asked)
+        detail = f"moves {moved:.6g} times as far{beside}" + ("" if right else by_mask)
         return Finding(leaf.path, "rate", "proved" if right else "refuted", detail)
     if run is None:
         return Finding(leaf.path, "rate", "not decided", "the step treats it otherwise, and is not run on numbers")
@@ -316,7 +318,7 @@ def _finding(
         detail = f"the step treats it otherwise; in numbers it moves {ratios[0]:.4g} times as far{beside}"
         return Finding(leaf.path, "rate", "not decided", detail)
     worst = max(ratios, key=lambda each: abs(each - wanted))
-    return Finding(leaf.path, "rate", "refuted", f"moves {worst:.4g} times as far{beside}, in numbers{asked}")
+    return Finding(leaf.path, "rate", "refuted", f"moves {worst:.4g} times as far{beside}, in numbers{by_mask}")
 
 
 def _mixes(jaxpr: Any, equations: Collection[int]) -> bool:
@@ -344,15 +346,15 @@ STEPS = 3
 def _run(
     program: Any,
     gradients: Collection[Read],
-    given: Sequence[int],
+    gradient_inputs: Sequence[int],
     equations: Collection[int],
     leaves: Sequence[Leaf],
     numbers: Callable[[float], list[Any]],
 ) -> list[dict[int, float]] | None:
     """How far each leaf moves in each step, where all gradients are one number, and all parameters one.
 
-    Gradients are inputs, `given`, or read at places. None if the program cannot be run so: a gradient is read within a
-    loop, or a leaf's elements move apart.
+    Gradients are inputs, `gradient_inputs`, or read at places. None if the program cannot be run so: a gradient is
+    read within a loop, or a leaf's elements move apart.
     """
 
     @jax.jit
@@ -364,7 +366,7 @@ def _run(
     moves = []
     for gradient in (0.3, -0.7):
         current = numbers(0.01)
-        for number in given:
+        for number in gradient_inputs:
             current[number] = jax.numpy.full_like(current[number], gradient)
         for _ in range(STEPS):
             try:

@@ -50,7 +50,7 @@ def fits(closed: Any) -> bool:
     """Whether a step is small enough to be run."""
     avals = [var.aval for var in closed.jaxpr.invars]
     size = sum(math.prod(aval.shape) * getattr(aval.dtype, "itemsize", 8) for aval in avals)
-    return size <= MOST_BYTES and sum(map(flops.of_equation, closed.jaxpr.eqns)) <= MOST_FLOPS
+    return size <= MOST_BYTES and sum(map(flops.equation_flops, closed.jaxpr.eqns)) <= MOST_FLOPS
 
 
 def changes(

@@ -42,7 +42,7 @@ def data(shape: tuple[int, ...]) -> train.Data:
     return train.load(images, np.arange(EXAMPLES, dtype=np.int32) % _WIDTH)
 
 
-def of_model(name: str) -> Problem:
+def from_model(name: str) -> Problem:
     """The problem of a model by its name, for images 8 x 8 (an MLP gets 2 x 2 x 2).
 
     Its activation is tanh, if it takes one, so that no unit is dead.
@@ -91,11 +91,11 @@ def trees() -> list[Problem]:
     with_holes = {"body": {**_layer(), "none": None, "empty": {}, "count": np.int32(3)}, "head": _layer()}
     scalars = {"body": {"scale": np.float32(2), "shift": np.array(-0.5, np.float32)}, "head": {"bias": 0.25}}
     return [
-        _of_tree("list and tuples", ("0", "1"), [tuple(_layer().values()), (_layer(), np.ones(4, np.float32))]),
-        _of_tree("NamedTuple", named, _Pair(_layer(), _layer())),
-        _of_tree("dataclass", named, _Record(_layer(), [_layer()])),
-        _of_tree("None, integers, empty dict", named, with_holes),
-        _of_tree("scalars", named, scalars),
+        _from_tree("list and tuples", ("0", "1"), [tuple(_layer().values()), (_layer(), np.ones(4, np.float32))]),
+        _from_tree("NamedTuple", named, _Pair(_layer(), _layer())),
+        _from_tree("dataclass", named, _Record(_layer(), [_layer()])),
+        _from_tree("None, integers, empty dict", named, with_holes),
+        _from_tree("scalars", named, scalars),
     ]
 
 
@@ -103,7 +103,7 @@ def _layer() -> dict[str, np.ndarray]:
     return {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "bias": np.full(4, 0.5, np.float32)}
 
 
-def _of_tree(name: str, stages: tuple[str, ...], tree: Params) -> Problem:
+def _from_tree(name: str, stages: tuple[str, ...], tree: Params) -> Problem:
     drawn = jax.tree.map(lambda leaf: leaf if jnp.result_type(leaf) == jnp.int32 else leaf / 2, tree)
     return Problem(name, stages, tree, drawn, lambda merge, state: (_gradient, _fisher))
 

@@ -276,8 +276,9 @@ def extent(value: Value) -> tuple[float, float] | None:
     return _hull(value.pieces)
 
 
-def _unlike(pieces: Iterable[Piece], extra: int = 0, equation: Any = None) -> Piece:
+def _unlike(pieces: Iterable[Piece], extra: int = 0) -> Piece:
     """An unknown piece that depends on all that the pieces depend on."""
+    equation = None
     for piece in pieces:
         extra |= piece.depends
         equation = equation or piece.equation
@@ -439,7 +440,7 @@ class _Reader:
         data = np.asarray(self.symbols[piece.content].data)
         return data.reshape(shape) if piece.places is None else data.reshape(-1)[piece.places]
 
-    def of_numbers(self, array: np.ndarray) -> Value:
+    def from_numbers(self, array: np.ndarray) -> Value:
         """The value that an array of constants is."""
         if array.ndim == 0:
             return Value((Piece(CONSTANT, constant=array[()]),))
@@ -706,7 +707,7 @@ def _scaled(name: str, pieces: Sequence[Piece]) -> int | None:
     return None
 
 
-def _of_operands(reader: _Reader, equation: Any, *pieces: Piece) -> Piece:
+def _computed_from(reader: _Reader, equation: Any, *pieces: Piece) -> Piece:
     return _computed(reader, equation, pieces)
 
 
@@ -1000,7 +1001,7 @@ _ARITHMETIC: dict[str, Callable[..., Piece]] = {
             *("atan2", "erfc", "erf_inv", "nextafter", "is_finite", "not", "xor", "eq", "ne", "lt", "le", "gt", "ge"),
             *("shift_left", "shift_right_logical", "shift_right_arithmetic", "lgamma", "digamma"),
         ),
-        _of_operands,
+        _computed_from,
     ),
 }
 
@@ -1033,7 +1034,7 @@ def _fold(reader: _Reader, equation: Any, values: Sequence[Value]) -> Value | No
             return None
         arrays.append(array)
     result = _exact(equation.primitive.name, arrays, equation.params, output.dtype)
-    return None if result is None else reader.of_numbers(np.broadcast_to(result, output.shape))
+    return None if result is None else reader.from_numbers(np.broadcast_to(result, output.shape))
 
 
 def _convert(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, ...]) -> list[Value]:
@@ -1685,7 +1686,7 @@ def _iota(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, 
     along = [1] * len(shape)
     along[axis] = shape[axis]
     row = np.arange(shape[axis]).astype(equation.params["dtype"]).reshape(along)
-    return [reader.of_numbers(np.broadcast_to(row, shape))]
+    return [reader.from_numbers(np.broadcast_to(row, shape))]
 
 
 # Control.

@@ -54,7 +54,7 @@ class Report:
     notes: tuple[str, ...] = ()
     """What a reader has to know: where reading stopped, what was assumed of all leaves."""
 
-    def of(self, claim: Claim | None = None, verdict: Verdict | None = None) -> tuple[Finding, ...]:
+    def select(self, claim: Claim | None = None, verdict: Verdict | None = None) -> tuple[Finding, ...]:
         """The findings of a claim, of a verdict, or of both."""
         return tuple(
             finding
@@ -65,7 +65,7 @@ class Report:
     @property
     def refuted(self) -> tuple[Finding, ...]:
         """The findings whose claim does not hold."""
-        return self.of(verdict="refuted")
+        return self.select(verdict="refuted")
 
     @property
     def broken(self) -> tuple[Finding, ...]:
@@ -80,7 +80,7 @@ class Report:
     @property
     def undecided(self) -> tuple[Finding, ...]:
         """The findings that were not decided."""
-        return self.of(verdict="not decided")
+        return self.select(verdict="not decided")
 
     def table(self) -> str:
         """The findings as text, a row each: the refuted ones first, and before what is well what is idle.
@@ -91,7 +91,7 @@ class Report:
         """
         order: tuple[Verdict, ...] = ("refuted", "not decided", "proved")
         ranked = sorted(self.findings, key=lambda finding: (order.index(finding.verdict), finding.claim != "idle"))
-        counts = [f"{len(self.of(verdict=verdict))} {verdict}" for verdict in ("proved", "refuted", "not decided")]
+        counts = [f"{len(self.select(verdict=verdict))} {verdict}" for verdict in ("proved", "refuted", "not decided")]
         head = f"{self.subject}: {', '.join(counts)}"
         rows = [(finding.verdict, finding.claim, finding.path, _text(finding)) for finding in ranked]
         return "\n".join((head, *_aligned(rows), *(f"note: {note}" for note in self.notes)))

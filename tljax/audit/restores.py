@@ -50,7 +50,7 @@ def restore(
     sources = _sources(plan, source, leaves, dtype)
     findings = [_came(path, leaves[path], place, source, start) for path, place in sources.items() if place is not None]
     kept = [path for path, place in sources.items() if place is None]
-    findings += [_kept(path, leaves[path], start) for path in kept if path in start]
+    findings += [_left_out(path, leaves[path], start) for path in kept if path in start]
     used = {place[0] for place in sources.values() if place is not None}
     notes = [f"kept, as the plan has it: {paths.some(kept)}"] if kept else []
     unused = [path for path in source if path not in used]
@@ -60,11 +60,11 @@ def restore(
 
 def _sides(before: Any, after: Any, fresh: Any) -> tuple[Leaves, Mapping[str, Any], Mapping[str, Any]]:
     """The leaves of the weights, of what the loader gave, as they are, and of what was there before."""
-    given = dict(paths.items(after))
-    if not given:
+    loaded = dict(paths.items(after))
+    if not loaded:
         raise InputError("what the loader gave has no leaf: give the tree of the parameters, or the state with them")
     start = {} if fresh is None else dict(paths.items(fresh))
-    source, leaves, *rest = parameters(leaves_of(before), given, *([start] if start else []))
+    source, leaves, *rest = parameters(leaves_of(before), loaded, *([start] if start else []))
     return source, dict(leaves.items()), dict(rest[0].items()) if rest else {}
 
 
@@ -133,11 +133,11 @@ def _came(
     now, wanted = np.asarray(leaf), source[origin]
     if now.shape != wanted.shape:
         return finding("refuted", f"has shape {now.shape}, and '{origin}' has {wanted.shape}")
-    of_weights = wanted.dtype
+    weights_dtype = wanted.dtype
     if kind is not None:
         with np.errstate(all="ignore"):
             wanted = wanted.astype(kind)
-    how = f"'{origin}'" + (f" as {kind}" if kind is not None and kind != of_weights else "")
+    how = f"'{origin}'" + (f" as {kind}" if kind is not None and kind != weights_dtype else "")
     if now.dtype != wanted.dtype:
         relation = {"lossless": ", with the same numbers", "rounded": ", with its numbers rounded"}
         text = f"is {now.dtype}, and {how} is {wanted.dtype}: the plan names no such cast"
@@ -160,7 +160,7 @@ def _fresh(path: str, leaf: Any, start: Mapping[str, Any]) -> str:
     return ", and has its fresh value" if is_same else ""
 
 
-def _kept(path: str, leaf: Any, start: Mapping[str, Any]) -> Finding:
+def _left_out(path: str, leaf: Any, start: Mapping[str, Any]) -> Finding:
     """Whether a leaf that the plan keeps has the value that it had before the load."""
     if _fresh(path, leaf, start):
         return Finding(path, "frozen", "proved", "has its fresh value, as the plan has it", grade="identical")

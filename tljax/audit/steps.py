@@ -52,7 +52,7 @@ def step(
     if schedule is not None:
         scope = {leaf.place: leaf.path for leaf in audit.leaves if leaf.trains is not False}
         moving = moves.leaves(traced, state, schedule, scope)
-    audit.labels = audit.of_gradients(loss, batch)
+    audit.labels = audit.gradient_labels(loss, batch)
     report = audit.report()
     report = replace(report, findings=(*report.findings, *moves.findings(traced, moving)))
     return report if purity.is_jitted(step) else replace(report, notes=(*report.notes, _ONE_TRACE))
@@ -188,7 +188,7 @@ class _Audit:
 
     # Reading.
 
-    def of_gradients(
+    def gradient_labels(
         self, loss: Callable[..., Any] | None = None, batch: Any = None
     ) -> dict[tuple[int, ...], program.Label]:
         """The labels of the places where the program reads a gradient of parameters; by a loss where it is given."""
@@ -208,17 +208,17 @@ class _Audit:
             self.notes.append("the loss is not run: the state and the batch are too large")
             return self.roles
         inputs = numbers.sample(self.traced.leaves, self.traced.positions, self.size, everything=True)
-        of_batch = iter(inputs[self.size :])
+        batch_inputs = iter(inputs[self.size :])
         is_number = (bool, int, float, complex)
-        given = [
-            next(of_batch) if hasattr(leaf, "dtype") or isinstance(leaf, is_number) else leaf
+        batch_leaves = [
+            next(batch_inputs) if hasattr(leaf, "dtype") or isinstance(leaf, is_number) else leaf
             for leaf in jax.tree.leaves(batch)
         ]
         params = jax.tree.unflatten(
             jax.tree.structure(self.traced.params), [inputs[place] for place in self.traced.positions]
         )
         try:
-            gradients = jax.jit(jax.grad(loss))(params, jax.tree.unflatten(jax.tree.structure(batch), given))
+            gradients = jax.jit(jax.grad(loss))(params, jax.tree.unflatten(jax.tree.structure(batch), batch_leaves))
             by_path = {
                 leaf.path: gradient for leaf, gradient in zip(self.leaves, jax.tree.leaves(gradients), strict=True)
             }
@@ -321,7 +321,7 @@ class _Audit:
         step = _STEP if jax.dtypes.issubdtype(self.avals[place].dtype, np.integer) else 0
         return extent is not None and bounds[0] <= extent[0] and extent[1] <= bounds[1] + step
 
-    def given(self) -> "_Assumed":
+    def assumptions(self) -> "_Assumed":
         """What holds of the state that is given, of what is no parameter: zeros, and counters that are not negative.
 
         A counter is taken to stay below 2^30, which it does for a million steps.
@@ -373,16 +373,16 @@ class _Audit:
         ]
         if not zeros:
             return []
-        given = self.given()
-        given.zeros.update({place: (True, program.EQUAL) for place in zeros})
-        _, kept = self.invariant(given, zeros)
+        assumed = self.assumptions()
+        assumed.zeros.update({place: (True, program.EQUAL) for place in zeros})
+        _, kept = self.invariant(assumed, zeros)
         return [self.by_place[place] for place in zeros if place in kept.zeros and kept.zeros[place][0] is True]
 
     # Deciding.
 
     def report(self) -> Report:
         try:
-            reading, assumed = self.invariant(self.given())
+            reading, assumed = self.invariant(self.assumptions())
         except program.Stop as stop:
             claims: list[tuple[_Leaf, Claim]] = [(leaf, "trains") for leaf in self.leaves if leaf.trains is not False]
             claims += [(leaf, "frozen") for leaf in self.leaves if _any(leaf.frozen)]
@@ -433,17 +433,14 @@ class _Audit:
 
     def _shown_of_elements(self, moved: Mapping[int, Any]) -> dict[int, numbers.Shown]:
         """Where a few elements show that they change: of one leaf of each kind, which the others of its kind cite."""
-        scalars: dict[Any, Any] = {}
+        step = elements.Step(self.traced.closed, self.traced.leaves, self.size, self.by_place, self.labels, {})
         kinds: dict[Any, list[int]] = {}
         for place in moved:
             kinds.setdefault(self._kind(place), []).append(place)
         rows: dict[int, numbers.Shown] = {}
         for places in kinds.values():
             for place in places[:_TRIED]:
-                shown = elements.change(
-                    *(self.traced.closed, self.traced.leaves, place, moved[place]),
-                    *(self.by_place, self.size, self.labels, scalars),
-                )
+                shown = elements.change(step, place, moved[place])
                 if shown is not None:
                     cited = shown._replace(like=self.by_place[place].path)
                     rows |= {**dict.fromkeys(places, cited), place: shown}
@@ -456,15 +453,15 @@ class _Audit:
         leaf, aval = self.by_place[place], self.avals[place]
         piece = self._worst(leaf)
         assert piece is not None
-        own = [1 << (2 * place), 2 << (2 * place), *self.gradient[leaf.number], self.perhaps[leaf.number]]
+        own_bits = [1 << (2 * place), 2 << (2 * place), *self.gradient[leaf.number], self.perhaps[leaf.number]]
         rest = piece.depends & ~(self._gradients() | sum(self.perhaps.values()))
         for other, owner in [*self.owner.items(), *self.by_place.items()]:
             if owner is not None:  # what leaves own is told by whose it is
                 rest &= ~(3 << (2 * other))
                 if owner is leaf and other != place:
-                    own.append(3 << (2 * other))
+                    own_bits.append(3 << (2 * other))
         name = piece.equation.primitive.name if piece.equation is not None else place
-        mine = tuple(bool(piece.depends & bits) for bits in own)
+        mine = tuple(bool(piece.depends & bits) for bits in own_bits)
         alone = place if leaf.partly else None  # its elements are its own
         return aval.shape, aval.dtype, name, program.line_of(piece.equation), mine, rest, alone
 
@@ -512,7 +509,8 @@ class _Audit:
                 leaf.path,
                 "frozen",
                 "proved",
-                (_KEPT[grade] if self.avals[leaf.place].size else "it has no elements") + _of_elements(leaf.frozen),
+                (_KEPT[grade] if self.avals[leaf.place].size else "it has no elements")
+                + _share_of_elements(leaf.frozen),
                 grade=GRADES[grade],
                 condition=f"if {' and '.join(sorted(condition))}" if condition else None,
             )
@@ -521,9 +519,9 @@ class _Audit:
         if shown is not None:
             detail = f"{cause}: {shown}"
             return Finding(leaf.path, "frozen", "refuted", detail, source=source, grade="changed")
-        return Finding(leaf.path, "frozen", "not decided", cause + self.doubt(leaf, worst), source=source)
+        return Finding(leaf.path, "frozen", "not decided", cause + self.doubt(worst), source=source)
 
-    def doubt(self, leaf: _Leaf, piece: Piece) -> str:
+    def doubt(self, piece: Piece) -> str:
         """What would decide a leaf whose program does not."""
         unknown = [
             self.traced.paths[place]
@@ -556,10 +554,10 @@ class _Audit:
         if bits & (mine[0] | mine[1]):
             names.append("its gradient")
         states = [place for place, owner in self.owner.items() if bits >> (2 * place) & 3]
-        of_leaf = [place for place in states if self.owner[place] is leaf]
-        others = [self.traced.paths[place] for place in states if place not in of_leaf]
-        if of_leaf:
-            names.append(f"its optimizer state ({paths.some([self.traced.paths[place] for place in of_leaf], 2)})")
+        leaf_states = [place for place in states if self.owner[place] is leaf]
+        others = [self.traced.paths[place] for place in states if place not in leaf_states]
+        if leaf_states:
+            names.append(f"its optimizer state ({paths.some([self.traced.paths[place] for place in leaf_states], 2)})")
         if others and len(names) < 2:
             names.append(paths.some(others, 2))
         if bits & self.batch and not bits & (mine[0] | mine[1]):
@@ -617,7 +615,7 @@ class _Audit:
             detail = f"it is 0 in the state that was given, and stays 0 in every step{beside}"
             return Finding(leaf.path, "trains", "refuted", detail, source=program.line_of(rows[0][1].equation))
         if not dead:
-            return Finding(leaf.path, "trains", "proved", f"depends on {what}{_of_elements(leaf.trains)}")
+            return Finding(leaf.path, "trains", "proved", f"depends on {what}{_share_of_elements(leaf.trains)}")
         number, piece = dead[0]
         selector = self.reading.outputs[leaf.place].selector
         part = ""
@@ -706,12 +704,14 @@ class _Audit:
                 places[place] = [part[label.there]], label.where
             elif shared and label.depends == sum(shared):
                 places[place] = [whole[bit] for bit in shared], True
-        given: dict[Any, tuple[list[int], Any]] = {}
+        frozen_inputs: dict[Any, tuple[list[int], Any]] = {}
         if self.init is not None:
-            given = {self.size + leaf.number: ([leaf.number], leaf.frozen) for leaf in self.leaves if _any(leaf.frozen)}
+            frozen_inputs = {
+                self.size + leaf.number: ([leaf.number], leaf.frozen) for leaf in self.leaves if _any(leaf.frozen)
+            }
         inputs = numbers.sample(self.traced.leaves, self.traced.positions, self.size, everything=True)
         self._begin(inputs)
-        return leaks.disturbed_step(self.traced.closed, places, given), inputs
+        return leaks.disturbed_step(self.traced.closed, places, frozen_inputs), inputs
 
     def _gradients(self) -> int:
         """The labels of all gradients."""
@@ -846,7 +846,7 @@ def _any(where: Any) -> bool:
     return bool(np.any(where))
 
 
-def _of_elements(where: Any) -> str:
+def _share_of_elements(where: Any) -> str:
     return f", {int(where.sum()):,} of {where.size:,} elements" if isinstance(where, np.ndarray) else ""
 
 

@@ -40,14 +40,14 @@ def check_strategy(
     ['lint on mlp', 'lint on cnn:norm=true']
     """
     method, options = _method_and_options(strategy, options)
-    of_models = [problems.of_model(name) for name in dict.fromkeys((model, CNN))]
-    linted = [_lint(method, options, problem) for problem in of_models]
+    model_problems = [problems.from_model(name) for name in dict.fromkeys((model, CNN))]
+    linted = [_lint(method, options, problem) for problem in model_problems]
     if all(check.passed is None for check, _ in linted):
-        of_models.append(problems.of_model(VIT))
-        linted.append(_lint(method, options, of_models[-1]))
+        model_problems.append(problems.from_model(VIT))
+        linted.append(_lint(method, options, model_problems[-1]))
     linted += [_lint(method, options, problem) for problem in problems.trees()]
     checks = [check for check, _ in linted]
-    checks.append(line("applies to a model", _applies_to_a_model, checks[: len(of_models)]))
+    checks.append(line("applies to a model", _applies_to_a_model, checks[: len(model_problems)]))
     cases = [case for _, case in linted if case]
     proofs = {
         "new leaves train in every phase": _fresh_trains,
@@ -65,7 +65,7 @@ def check_strategy(
             cases = [case._replace(method=method) for case in cases]
     return [
         *checks,
-        *_randomness_checks(of_models[0]),
+        *_randomness_checks(model_problems[0]),
         *next((_with_schedule_checks(case) for case in cases if case.problem.model), []),
     ]
 
@@ -199,12 +199,12 @@ class _Proof(NamedTuple):
 
 def _with_schedule_checks(case: Case) -> list[Check]:
     """The lines on training, after those on the schedules among a case's phases; these alone if one of them fails."""
-    found = [phase.mask for phase in case.phases if isinstance(phase.mask, MaskSchedule)]
-    lines = [check for schedule in found for check in schedules.traced(case, schedule)]
+    mask_schedules = [phase.mask for phase in case.phases if isinstance(phase.mask, MaskSchedule)]
+    lines = [check for schedule in mask_schedules for check in schedules.traced(case, schedule)]
     if any(check.passed is False for check in lines):
         return lines
-    if len(case.phases) == 1 and found:
-        lines += schedules.trained(case, found[0])
+    if len(case.phases) == 1 and mask_schedules:
+        lines += schedules.trained(case, mask_schedules[0])
     return [*lines, *_training_checks(case)]
 
 
@@ -257,10 +257,10 @@ def _frozen_kept(proof: _Proof) -> str:
         count += int(frozen.sum())
     wrote = changed(proof.case.params, proof.start)
     assert not wrote, f"the fit wrote into the parameters it began from: {paths.some(wrote)}"
-    told = f"{count} frozen numbers on {proof.case.problem.name}, under AdamW with decay, clipping and L2"
-    told += _proved_frozen(proof) if count else ""
+    text = f"{count} frozen numbers on {proof.case.problem.name}, under AdamW with decay, clipping and L2"
+    text += _proved_frozen(proof) if count else ""
     rest = _rewritten(proof)
-    return f"{told}; so do the residuals that adapt left: {paths.some(rest)}" if rest else told
+    return f"{text}; so do the residuals that adapt left: {paths.some(rest)}" if rest else text
 
 
 _MOST_READ = 4
@@ -276,9 +276,9 @@ def _proved_frozen(proof: _Proof) -> str:
             report = fits.read(proof.fitted, phase, case.problem.shape, case.model_state)
         except InputError as error:
             return f"; not read as a program: {error}"
-        for finding in report.of("frozen", "refuted"):
+        for finding in report.select("frozen", "refuted"):
             raise AssertionError(f"'{finding.path}' is frozen in phase {phase}, but {finding.detail}")
-        open_paths += [finding.path for finding in report.of("frozen", "not decided")]
+        open_paths += [finding.path for finding in report.select("frozen", "not decided")]
     if open_paths:
         return f"; not proved for all inputs: {paths.some(list(dict.fromkeys(open_paths)), 2)}"
     first = "" if len(phases) == len(proof.fitted.programs) else f" of the first {_MOST_READ} phases"
@@ -326,9 +326,11 @@ def _equals_without_jit(proof: _Proof) -> str:
             case, wider = proof.case, jax.tree.map(_in_float64, (proof.case.params, proof.case.model_state))
             program = fits.program(proof.model, case.applied)
             compiled = fits.fit(program, wider[0], proof.short.phases, proof.data, 1, wider[1]).params[-1]
-            wide = _largest_difference(compiled, _without_jit(proof, *wider))
-        assert wide <= _ROUNDING, f"they differ by {largest:.1e}, and by {wide:.1e} in float64: more than rounding"
-        counted += f", and {wide:.1e} in float64"
+            wide_difference = _largest_difference(compiled, _without_jit(proof, *wider))
+        assert wide_difference <= _ROUNDING, (
+            f"they differ by {largest:.1e}, and by {wide_difference:.1e} in float64: more than rounding"
+        )
+        counted += f", and {wide_difference:.1e} in float64"
     return f"to rounding, {counted}"
 
 

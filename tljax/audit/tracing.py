@@ -41,7 +41,7 @@ def trace(step: Callable[..., Any], state: Any, batch: Any, params: Callable[[An
     its state; and for `params` that do not pick leaves of the state.
     """
     users = step
-    step, state, params, rename = _of_modules(step, state, params)
+    step, state, params, rename = _without_modules(step, state, params)
     leaves, tree = jax.tree.flatten(state)
     batch_leaves, batch_tree = jax.tree.flatten(batch)
     names = [rename(path) for path in paths.names(state)]
@@ -49,14 +49,18 @@ def trace(step: Callable[..., Any], state: Any, batch: Any, params: Callable[[An
     numbers = [isinstance(leaf, bool | int | float | complex) for leaf in leaves]
     arrays = [_is_array(leaf) for leaf in leaves]
     dynamic = [array or number for array, number in zip(arrays, numbers, strict=True)]
-    of_batch = [_is_array(leaf) or isinstance(leaf, bool | int | float | complex) for leaf in batch_leaves]
+    batch_is_traced = [_is_array(leaf) or isinstance(leaf, bool | int | float | complex) for leaf in batch_leaves]
     try:
-        result = _traced((step, users), (leaves, tree, dynamic, names), (batch_leaves, batch_tree, of_batch), params)
+        result = _traced(
+            (step, users), (leaves, tree, dynamic, names), (batch_leaves, batch_tree, batch_is_traced), params
+        )
     except _Concrete as error:
         if not any(numbers):
             raise _untraceable(error.error) from error.error
         try:  # numbers of Python that the step branches on, as Equinox's modules hold them
-            result = _traced((step, users), (leaves, tree, arrays, names), (batch_leaves, batch_tree, of_batch), params)
+            result = _traced(
+                (step, users), (leaves, tree, arrays, names), (batch_leaves, batch_tree, batch_is_traced), params
+            )
         except _Concrete as again:
             raise _untraceable(again.error) from again.error
         fixed = [name for name, number in zip(names, numbers, strict=True) if number]
@@ -65,20 +69,20 @@ def trace(step: Callable[..., Any], state: Any, batch: Any, params: Callable[[An
     whole, picked, shapes = result
     kept = [number for number, is_dynamic in enumerate(dynamic) if is_dynamic]
     places = {old: new for new, old in enumerate(kept)}
-    given = [leaves[number] for number in kept]
-    given += [leaf for leaf, is_dynamic in zip(batch_leaves, of_batch, strict=True) if is_dynamic]
+    inputs = [leaves[number] for number in kept]
+    inputs += [leaf for leaf, is_dynamic in zip(batch_leaves, batch_is_traced, strict=True) if is_dynamic]
     return Traced(
-        _of_state(whole, len(kept)),
+        _first_results(whole, len(kept)),
         whole,
         tuple(names[number] for number in kept),
-        tuple(given),
+        tuple(inputs),
         tuple(places[number] for number in picked),
         shapes,
         tuple(notes),
     )
 
 
-def _of_state(whole: Any, count: int) -> Any:
+def _first_results(whole: Any, count: int) -> Any:
     """A program that gives the first results of another."""
     names = whole.jaxpr.debug_info.with_unknown_names()
     return whole.replace(jaxpr=whole.jaxpr.replace(outvars=whole.jaxpr.outvars[:count], debug_info=names))
@@ -98,8 +102,8 @@ class _Concrete(Exception):
 
 def _traced(
     steps: tuple[Callable[..., Any], Callable[..., Any]],
-    of_state: Any,
-    of_batch: Any,
+    state_parts: Any,
+    batch_parts: Any,
     params: Callable[[Any], Any] | None,
 ) -> tuple[Any, list[int], Any]:
     """The program, the places of the parameters among all leaves of the state, and their tree of shapes.
@@ -107,15 +111,15 @@ def _traced(
     `steps` are the function to trace, and the user's step, which it calls.
     """
     step, users = steps
-    leaves, tree, dynamic, names = of_state
-    batch_leaves, batch_tree, batch_dynamic = of_batch
+    leaves, tree, dynamic, names = state_parts
+    batch_leaves, batch_tree, batch_dynamic = batch_parts
     count = sum(dynamic)
     picked: list[int] = []
     shapes: list[Any] = []
 
     def function(*inputs: Any) -> list[Any]:
-        given = iter(inputs[:count])
-        state_leaves = [next(given) if moves else leaf for leaf, moves in zip(leaves, dynamic, strict=True)]
+        remaining = iter(inputs[:count])
+        state_leaves = [next(remaining) if moves else leaf for leaf, moves in zip(leaves, dynamic, strict=True)]
         rest = iter(inputs[count:])
         batch = [next(rest) if moves else leaf for leaf, moves in zip(batch_leaves, batch_dynamic, strict=True)]
         state = jax.tree.unflatten(tree, state_leaves)
@@ -123,8 +127,8 @@ def _traced(
         picked[:], shapes[:] = places, [shape]
         result = step(state, jax.tree.unflatten(batch_tree, batch))
         after = _next_state(result, tree)
-        of_state = {id(leaf) for leaf in jax.tree.leaves(after)}
-        others = [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array) and id(leaf) not in of_state]
+        state_ids = {id(leaf) for leaf in jax.tree.leaves(after)}
+        others = [leaf for leaf in jax.tree.leaves(result) if isinstance(leaf, jax.Array) and id(leaf) not in state_ids]
         return _matched(state_leaves, after, dynamic, names) + others
 
     avals = [leaf for leaf, moves in zip(leaves, dynamic, strict=True) if moves]
@@ -357,7 +361,7 @@ def _matched(before: Sequence[Any], after: Any, dynamic: Sequence[bool], names: 
 # Modules of NNX, which a step changes in place.
 
 
-def _of_modules(
+def _without_modules(
     step: Callable[..., Any], state: Any, params: Callable[[Any], Any] | None
 ) -> tuple[Callable[..., Any], Any, Callable[[Any], Any] | None, Callable[[str], str]]:
     """A step that changes modules of NNX in place, as a function of their state: (step, state, params, rename).

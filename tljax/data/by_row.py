@@ -125,25 +125,25 @@ def _sources(name: str, spec: plugins.Spec) -> dict[str, Any]:
     if not hasattr(module, spec.words[0]):
         known = [known for known in vars(module) if not known.startswith("_")]
         raise InputError(f"'{spec.name}' has no attribute '{spec.words[0]}'{plugins.nearest(spec.words[0], known)}")
-    found = getattr(module, spec.words[0])
-    if isinstance(found, Mapping):
-        if spec.options or not {"train", "test"} <= found.keys():
+    source = getattr(module, spec.words[0])
+    if isinstance(source, Mapping):
+        if spec.options or not {"train", "test"} <= source.keys():
             raise InputError(
                 f"{what}: '{spec.words[0]}' is a dict: let it have 'train' and 'test', and give no options"
             )
-        return {split: found[split] for split in ("train", "test")}
-    if not callable(found):
+        return {split: source[split] for split in ("train", "test")}
+    if not callable(source):
         raise InputError(
-            f"{what}: '{spec.words[0]}' is {plugins.shown(found)}: give a function of the split, or a dict of 'train' "
+            f"{what}: '{spec.words[0]}' is {plugins.shown(source)}: give a function of the split, or a dict of 'train' "
             "and 'test'"
         )
     if not any(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in inspect.signature(found).parameters.values()
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in inspect.signature(source).parameters.values()
     ):
         raise InputError(f"{what}: '{spec.words[0]}' takes no split: write def {spec.words[0]}(split, *, ...)")
-    options = plugins.bind(found, spec.options, what)
+    options = plugins.bind(source, spec.options, what)
     with switches.guarded(what):
-        return {split: _call(f"{what} fails", found, found, split, **options) for split in ("train", "test")}
+        return {split: _call(f"{what} fails", source, source, split, **options) for split in ("train", "test")}
 
 
 def _call(what: str, function: Callable[..., Any], called: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -221,7 +221,7 @@ class _Source:
         Raises InputError for inputs of another shape or dtype than item 0's, which is the first that is asked for.
         """
 
-        def leaf_of(leaf: Any) -> np.ndarray:
+        def stacked_leaf(leaf: Any) -> np.ndarray:
             array = np.asarray(leaf)
             if self.shape and array.dtype == np.uint8 and array.ndim in (2, 3):
                 self.cropped |= images.crops(array.shape, self.shape, self.resize)
@@ -230,9 +230,9 @@ class _Source:
             return array
 
         trees = [
-            {key: leaf_of(leaf) for key, leaf in sorted(item.inputs.items())}
+            {key: stacked_leaf(leaf) for key, leaf in sorted(item.inputs.items())}
             if isinstance(item.inputs, Mapping)
-            else leaf_of(item.inputs)
+            else stacked_leaf(item.inputs)
             for item in items
         ]
         first = self.like = trees[0] if self.like is None else self.like

@@ -88,8 +88,8 @@ def _decoded_by_row(
     files: Sequence[Path], n: int, targets: np.ndarray, groups: np.ndarray | None, shape: Shape | None, resize: str
 ) -> tuple[RowExamples, RowExamples, str]:
     """As `_decoded`, of pictures that are decoded when they are asked for."""
-    read, of_all, crop = images.pictures_by_row(files, shape, resize)
-    spec = jax.ShapeDtypeStruct(of_all, np.uint8)
+    read, image_shape, crop = images.pictures_by_row(files, shape, resize)
+    spec = jax.ShapeDtypeStruct(image_shape, np.uint8)
     train, test = (
         RowExamples(rows, targets[part], spec, None if groups is None else groups[part])
         for rows, part in ((read, slice(n)), (lambda rows: read(rows + n), slice(n, None)))

@@ -42,13 +42,13 @@ def lines(train: Examples, test: Examples, classes: tuple[str, ...], kind: str =
 def _in_inputs(train: Examples, test: Examples, kind: str) -> Iterator[str]:
     if isinstance(train, ArrayExamples) and isinstance(test, ArrayExamples):
         for pair in _by_input(train, test):
-            yield from _of_inputs(*pair)
+            yield from _in_arrays(*pair)
         yield from _twice(train, test, kind)
     else:
         some_of_each = _sample(train), _sample(test)
         among = f"among {' and '.join(f'{len(part):,}' for part in some_of_each)} examples that were looked at: "
         for before, *splits in _by_input(*some_of_each):
-            yield from _of_inputs(f"{among}{before}", *splits)
+            yield from _in_arrays(f"{among}{before}", *splits)
 
 
 _SAMPLED, _SAMPLE_BYTES = 100, 2**26
@@ -73,11 +73,11 @@ def _by_input(train: ArrayExamples, test: ArrayExamples) -> Iterator[tuple[str, 
         yield f"input '{name}': ", parts[0], parts[1]
 
 
-def _of_inputs(before: str, train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
+def _in_arrays(before: str, train: ArrayExamples, test: ArrayExamples) -> Iterator[str]:
     """The findings in one array of inputs of each split."""
-    of_kind = {"u": _pixels, "f": _numbers}.get(train.arrays.dtype.kind)
+    dtype_findings = {"u": _pixels, "f": _numbers}.get(train.arrays.dtype.kind)
     lines = [line for word, split in (("train", train), ("test", test)) for line in _constant(word, split)]
-    yield from (f"{before}{line}" for line in (*lines, *(of_kind(train, test) if of_kind else ())))
+    yield from (f"{before}{line}" for line in (*lines, *(dtype_findings(train, test) if dtype_findings else ())))
 
 
 def _word(split: str) -> str:

@@ -221,15 +221,15 @@ def pictures_by_row(
     function raises InputError, as `gather` does, where another differs.
     """
     first = read(files[0]).shape
-    of_all: Shape = shape or (first[0], first[1], first[2])
+    image_shape: Shape = shape or (first[0], first[1], first[2])
 
     def decoded(rows: np.ndarray) -> np.ndarray:
         pictures = ((f"'{files[row]}'", read(files[row])) for row in rows.tolist())
         images, _ = gather(pictures, len(rows), shape, resize)
-        if images.shape[1:] != of_all:
-            what = f"'{files[int(rows[0])]}' is {_size(images.shape[1:])}, the first {_size(of_all)}"
+        if images.shape[1:] != image_shape:
+            what = f"'{files[int(rows[0])]}' is {_size(images.shape[1:])}, the first {_size(image_shape)}"
             raise InputError(f"the images differ in size: {what}: choose one with `image_shape=HEIGHT,WIDTH,CHANNELS`")
         return images
 
-    crop = f"images are resized by their short side and cropped at the centre to {_size(of_all[:2])}"
-    return decoded, of_all, crop if crops(first, shape, resize) else ""
+    crop = f"images are resized by their short side and cropped at the centre to {_size(image_shape[:2])}"
+    return decoded, image_shape, crop if crops(first, shape, resize) else ""

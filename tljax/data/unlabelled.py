@@ -67,19 +67,19 @@ def _shown(spec: Any) -> str:
     return ", ".join(f"{jax.tree_util.keystr(path)}{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves)
 
 
-def _of_spec(file: Path, spec: Any) -> Unlabelled:
+def _from_npz(file: Path, spec: Any) -> Unlabelled:
     """The inputs of an .npz file that are as a spec has them."""
-    given = checks.inputs(f"'{file}'", files.arrays(file, _SPELLINGS)["images"].array)
-    found = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), given)
-    if found != spec:
-        raise InputError(f"'{file}': inputs are {_shown(found)}, the model takes {_shown(spec)}: give the same")
-    count = len(jax.tree.leaves(given)[0])
-    return Unlabelled([str(row) for row in range(count)], given, [])
+    inputs = checks.inputs(f"'{file}'", files.arrays(file, _SPELLINGS)["images"].array)
+    file_spec = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), inputs)
+    if file_spec != spec:
+        raise InputError(f"'{file}': inputs are {_shown(file_spec)}, the model takes {_shown(spec)}: give the same")
+    count = len(jax.tree.leaves(inputs)[0])
+    return Unlabelled([str(row) for row in range(count)], inputs, [])
 
 
 def _npz(file: Path, shape: Any, resize: str) -> Unlabelled:
     if not isinstance(shape, tuple):
-        return _of_spec(file, shape)
+        return _from_npz(file, shape)
     array = checks.images(f"'{file}'", files.arrays(file, _SPELLINGS)["images"].array)
     if array.dtype == np.uint8 and len(shape) == 3:
         array = images.to_shape(array, (shape[0], shape[1], shape[2]), resize)

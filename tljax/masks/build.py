@@ -172,7 +172,7 @@ def top(
     if smallest:
         eligible = {path: -score for path, score in eligible.items()}
     if per == "unit":
-        picked = {path: _of_units(path, score, inputs or {}, fraction, count) for path, score in eligible.items()}
+        picked = {path: _top_units(path, score, inputs or {}, fraction, count) for path, score in eligible.items()}
         return jax.tree.unflatten(jax.tree.structure(tree), [picked.get(path, False) for path in leaf_paths])
     picked = {}
     for names in _together(list(eligible), per, tuple(stages)):
@@ -210,7 +210,7 @@ PER = ("tree", "stage", "leaf", "unit")
 """Of which elements a share is, in `top`."""
 
 
-def _of_units(path: str, score: np.ndarray, inputs: Mapping[str, int], fraction: float, count: int) -> Any:
+def _top_units(path: str, score: np.ndarray, inputs: Mapping[str, int], fraction: float, count: int) -> Any:
     """The inputs that each output unit of a kernel ranks first, as the leaf of a mask."""
     axes = inputs.get(path, score.ndim - 1)
     if not 0 < axes < score.ndim:

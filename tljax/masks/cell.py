@@ -134,5 +134,5 @@ def cells_of(cells: Sequence[Cell], mask: Mask, always: Sequence[str] = ()) -> t
     in_cells = {path for cell in cells for path in cell.paths}
     if not in_cells <= switches.keys() or any(on for path, on in switches.items() if path not in {*in_cells, *always}):
         return None
-    of_cells = [{switches[path] for path in cell.paths} for cell in cells]
-    return None if any(len(each) > 1 for each in of_cells) else tuple(True in each for each in of_cells)
+    cell_switches = [{switches[path] for path in cell.paths} for cell in cells]
+    return None if any(len(each) > 1 for each in cell_switches) else tuple(True in each for each in cell_switches)

@@ -450,11 +450,11 @@ def _contracted(model: Model, structure: Any, leaves: tuple[jax.ShapeDtypeStruct
         for _, group in itertools.groupby(map(full_form, model), _kind):
             stage, *others = group
             params, state = stage.init(key, x)
-            of_stage: dict[str, int] = {}
-            noted = {"contracted": of_stage} if takes_low_rank(stage) else {}
+            stage_axes: dict[str, int] = {}
+            noted = {"contracted": stage_axes} if takes_low_rank(stage) else {}
             x, _ = stage.apply(params, state, x, key=None, train=False, weight=None, **noted)
             for each in (stage, *others):
-                axes.update({f"{each.name}/{path}": count for path, count in of_stage.items()})
+                axes.update({f"{each.name}/{path}": count for path, count in stage_axes.items()})
 
     jax.eval_shape(draw, jax.random.key(0))
     return axes
@@ -545,9 +545,9 @@ def run(
     for _, group in itertools.groupby(stages, kind):
         stage, *others = group
         if others:
-            of_slots = slots if stage.name in shared else None
-            of_loop, held = _looped([stage, *others], params, keys, x, weight, of_slots, held)
-            outputs += of_loop
+            stage_slots = slots if stage.name in shared else None
+            loop_outputs, held = _looped([stage, *others], params, keys, x, weight, stage_slots, held)
+            outputs += loop_outputs
             x = outputs[-1]
             continue
         if slots is not None and stage.name in shared:
@@ -555,7 +555,7 @@ def run(
             x, held = applied(stage.apply)(which, params[stage.name], x, keys[stage.name], weight, held)
             outputs.append(x)
             continue
-        own_state = state.get(stage.name, mixed.get(stage.name, {}))
+        stage_state = state.get(stage.name, mixed.get(stage.name, {}))
         arguments = {"key": keys[stage.name], "train": False, "weight": weight}
         if stage.name in tracked and stage.name in state:
             apply = stage.apply
@@ -567,9 +567,9 @@ def run(
                     )
                 apply = partial(apply, momentum=momentum)
             apply = apply if axis is None else _on_whole_batch(apply, axis)
-            x, new_state[stage.name] = apply(params[stage.name], own_state, x, **{**arguments, "train": True})
+            x, new_state[stage.name] = apply(params[stage.name], stage_state, x, **{**arguments, "train": True})
         else:
-            x, _ = stage.apply(params[stage.name], own_state, x, **arguments)
+            x, _ = stage.apply(params[stage.name], stage_state, x, **arguments)
         outputs.append(x)
     return outputs, new_state
 
@@ -586,7 +586,7 @@ def _looped(
     """(The output of each of some stages that are alike and have no state, one after another in one loop; `held`, as
     `slotted.applied` has it)."""
 
-    def of_stage(carry: tuple[PyTree, Any], item: tuple[Params, Any, Any]) -> tuple[tuple[PyTree, Any], PyTree]:
+    def apply_stage(carry: tuple[PyTree, Any], item: tuple[Params, Any, Any]) -> tuple[tuple[PyTree, Any], PyTree]:
         x, held = carry
         if slots is None:
             y, _ = stages[0].apply(item[0], {}, x, key=item[1], train=False, weight=weight)
@@ -604,7 +604,7 @@ def _looped(
     each = [(params[stage.name], keys[stage.name], slot) for stage, slot in zip(stages, which, strict=True)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     # Without slots `held` is no part of the loop.
-    (last, after), outputs = jax.lax.scan(of_stage, (x, None if slots is None else held), stacked)
+    (last, after), outputs = jax.lax.scan(apply_stage, (x, None if slots is None else held), stacked)
     return [*unstacked(outputs, len(stages))[:-1], last], held if after is None else after
 
 

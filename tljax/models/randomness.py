@@ -18,7 +18,7 @@ def stages(model: Model, shape: models.Shape) -> tuple[str, ...]:
     >>> stages((stage("dense", nn.Dense(3)), stage("drop", nn.Dropout(0.5)), stage("head", nn.Dense(2))), (4,))
     ('drop',)
     """
-    return tuple(name for name, draws in _of_stages(model, shape) if draws.depends)
+    return tuple(name for name, draws in _shape_draws(model, shape) if draws.depends)
 
 
 def faults(model: Model, shape: models.Shape) -> list[str]:
@@ -33,7 +33,7 @@ def faults(model: Model, shape: models.Shape) -> list[str]:
     ["'drop' is a dropout of rate 0.5 that never drops"]
     """
     sentences = []
-    for name, draws in _of_stages(model, shape):
+    for name, draws in _shape_draws(model, shape):
         sentences += [
             f"'{'/'.join((name, *path))}' is a dropout of rate {rate:g} that never drops" for path, rate in draws.off
         ]
@@ -57,7 +57,7 @@ class _Draws(NamedTuple):
     """(path of the module, rate) of each dropout that is off."""
 
 
-def _of_stages(model: Model, shape: models.Shape) -> tuple[tuple[str, _Draws], ...]:
+def _shape_draws(model: Model, shape: models.Shape) -> tuple[tuple[str, _Draws], ...]:
     """(name, draws) of each stage, for inputs of one example's `shape`."""
     leaves, structure = jax.tree.flatten(models.batch_of(shape, 2))
     return _draws_by_stage(model, structure, tuple(leaves))

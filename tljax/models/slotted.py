@@ -36,7 +36,7 @@ def applied(apply: Callable[..., Any]) -> Callable[..., tuple[PyTree, tuple[Para
         return apply(params, {}, x, key=key, train=False, weight=weight)[0]
 
     @jax.custom_vjp
-    def of_slot(slot: Any, params: Params, x: PyTree, key: Any, weight: Any, held: Any) -> tuple[PyTree, Any]:
+    def slotted(slot: Any, params: Params, x: PyTree, key: Any, weight: Any, held: Any) -> tuple[PyTree, Any]:
         return run(params, x, key, weight), held
 
     def forward(slot: Any, params: Params, x: PyTree, key: Any, weight: Any, held: Any) -> Any:
@@ -48,21 +48,23 @@ def applied(apply: Callable[..., Any]) -> Callable[..., tuple[PyTree, tuple[Para
 
     def backward(residuals: Any, cotangents: Any) -> Any:
         pull, slot, params, x, key, weight = residuals
-        of_y, of_held = cotangents
+        y_cotangent, held_cotangents = cotangents
 
         def both() -> Any:
-            of_params, of_x = jax.vjp(lambda params, x: run(params, x, key, weight), params, x)[1](of_y)
-            sums = tuple(
-                jax.tree.map(lambda total, g, i=i: jnp.where(slot == i, total + g, total), totals, of_params)
-                for i, totals in enumerate(of_held)
+            params_cotangent, x_cotangent = jax.vjp(lambda params, x: run(params, x, key, weight), params, x)[1](
+                y_cotangent
             )
-            return sums, of_x
+            sums = tuple(
+                jax.tree.map(lambda total, g, i=i: jnp.where(slot == i, total + g, total), totals, params_cotangent)
+                for i, totals in enumerate(held_cotangents)
+            )
+            return sums, x_cotangent
 
-        def of_x_alone() -> Any:
-            return of_held, *pull(of_y)
+        def x_alone() -> Any:
+            return held_cotangents, *pull(y_cotangent)
 
-        of_held, of_x = jax.lax.cond(slot >= 0, both, of_x_alone)
-        return None, None, of_x, None, None, of_held
+        held_cotangents, x_cotangent = jax.lax.cond(slot >= 0, both, x_alone)
+        return None, None, x_cotangent, None, None, held_cotangents
 
-    of_slot.defvjp(forward, backward)
-    return of_slot
+    slotted.defvjp(forward, backward)
+    return slotted

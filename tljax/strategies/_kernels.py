@@ -56,10 +56,10 @@ def chosen(params: Params, context: Context, on: str, every: str) -> dict[str, t
     return {path: shape for path, shape in _shapes(params).items() if not in_head(path) and wanted(path)}
 
 
-def of_tree(params: Params, contracted: Mapping[str, int]) -> dict[str, int]:
+def input_axes(params: Params, contracted: Mapping[str, int]) -> dict[str, int]:
     """{path: how many of its first axes are inputs} of every kernel of which that is known.
 
-    >>> of_tree({"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}, {})
+    >>> input_axes({"dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}, {})
     {'dense/kernel': 1}
     """
     shapes = _shapes(params)
@@ -158,7 +158,7 @@ def folded(params: Params, rank: int, adapter: str, added: tuple[str, ...], fold
         )
     names = ("kernel", *added)
 
-    def of_node(path: str, node: dict[str, Any]) -> dict[str, Any]:
+    def folded_node(path: str, node: dict[str, Any]) -> dict[str, Any]:
         if not set(added) & node.keys():
             return node
         if missing := [name for name in names if name not in node]:
@@ -181,7 +181,7 @@ def folded(params: Params, rank: int, adapter: str, added: tuple[str, ...], fold
         kept = {name: leaf for name, leaf in node.items() if name not in added}
         return {**kept, "kernel": fold(*(node[name] for name in names))}
 
-    ordinary = each_dict(of_node, params)
+    ordinary = each_dict(folded_node, params)
     if left := present(ordinary, added):
         raise InputError(
             f"{adapter}: {paths.some(left)} are in no dict of dicts: give nested dicts, as flax.core.unfreeze and "

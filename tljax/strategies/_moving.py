@@ -69,10 +69,10 @@ def kept_or_fresh(params: Params, fresh: Mask | None) -> Params:
     return in_blocks(params, [paths.names(params)], fresh)
 
 
-def of_groups(groups: Params, on: jax.Array) -> Mask:
+def groups_mask(groups: Params, on: jax.Array) -> Mask:
     """The mask by which a leaf trains if its group is on: bool [groups].
 
-    >>> {name: bool(m) for name, m in of_groups({"a": 1, "b": 0}, jnp.array([True, False])).items()}
+    >>> {name: bool(m) for name, m in groups_mask({"a": 1, "b": 0}, jnp.array([True, False])).items()}
     {'a': False, 'b': True}
     """
     return jax.tree.map(lambda group: on[group], groups)

@@ -37,8 +37,8 @@ def rates(params: Params, context: Context) -> Mask:
     sizes = {path: size for path, size in _norms(kept).items() if gradient.get(path)}
     ratios = {path: gradient[path] / size for path, size in sizes.items() if size}
     largest = max(ratios.values(), default=1.0)
-    found = {path: ratios[path] / largest if size else 1.0 for path, size in sizes.items()}
-    return masks.also(paths.each(lambda path, leaf: found.get(path, False), params), context.fresh)
+    rate_by_path = {path: ratios[path] / largest if size else 1.0 for path, size in sizes.items()}
+    return masks.also(paths.each(lambda path, leaf: rate_by_path.get(path, False), params), context.fresh)
 
 
 def _norms(tree: Params) -> dict[str, float]:

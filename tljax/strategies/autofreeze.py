@@ -75,7 +75,7 @@ def settled(memory: Memory, seen: Seen, *, every: int, percentile: float) -> tup
     frozen = jnp.sum(jnp.cumprod(is_settled), dtype=jnp.int32)
     frozen = jnp.where(begins & (seen.step > every), frozen, memory.frozen)
     on = jnp.concatenate([jnp.ones(1, bool), jnp.arange(count) >= frozen])
-    mask = moving.of_groups(seen.groups, on)
+    mask = moving.groups_mask(seen.groups, on)
     # Of what is frozen no gradient counts, whether or not it is formed.
     gradients = jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, seen.gradients)
     sums = jax.tree.map(lambda total, g: jnp.where(begins, g, total + g), memory.sums, gradients)

@@ -48,4 +48,4 @@ def next_block(order: jax.Array, seen: Seen, *, every: int, shuffled: bool) -> t
     if shuffled:
         order = jnp.where(turn == 0, jax.random.permutation(seen.key, count), order)
     on = (jnp.arange(count + 1) == order[turn] + 1).at[moving.ALWAYS].set(True)
-    return moving.of_groups(seen.groups, on), order
+    return moving.groups_mask(seen.groups, on), order

@@ -32,7 +32,7 @@ def strategy(params: Params, context: Context, *, every: int = 100) -> MaskSched
         if block is not None:
             container = path.removesuffix("/value").rpartition("/")[0]
             kinds.setdefault((block, kind(container)), {}).setdefault(container, []).append(path)
-    modules = [leaves for of_kind in kinds.values() for leaves in of_kind.values()]
+    modules = [leaves for stages_modules in kinds.values() for leaves in stages_modules.values()]
     groups = moving.in_blocks(params, modules, context.fresh)
     choose = functools.partial(half_of_each, counts=tuple(map(len, kinds.values())))
     scope = moving.everything(params)
@@ -60,4 +60,4 @@ def half_of_each(memory: tuple[()], seen: Seen, *, counts: Sequence[int]) -> tup
         order, odd = jax.random.split(jax.random.fold_in(seen.key, i))
         half = (count + jax.random.bernoulli(odd).astype(jnp.int32)) // 2
         on.append(jax.random.permutation(order, count) < half)
-    return moving.of_groups(seen.groups, jnp.concatenate(on)), memory
+    return moving.groups_mask(seen.groups, jnp.concatenate(on)), memory

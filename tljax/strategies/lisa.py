@@ -33,4 +33,4 @@ def draw(memory: tuple[()], seen: Seen, *, blocks: int, layers: int) -> tuple[Pa
     """So many of the blocks, each as likely, without replacement."""
     chosen = 1 + jax.random.permutation(seen.key, blocks)[:layers]
     on = jnp.zeros(blocks + 1, bool).at[chosen].set(True).at[moving.ALWAYS].set(True)
-    return moving.of_groups(seen.groups, on), memory
+    return moving.groups_mask(seen.groups, on), memory

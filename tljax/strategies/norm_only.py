@@ -45,13 +45,13 @@ def left_out(params: Params, context: Context) -> list[str]:
     """
     known = set(_norms(params))
     fresh = {path for path, drawn in paths.items(context.fresh) if drawn} if context.fresh is not None else set()
-    found = []
+    result = []
     for leaves in _layers(params)[0].values():
         flat = all(len(shape) == 1 for _, shape in leaves.values())
         lengths = {shape for name, (_, shape) in leaves.items() if name in _SCALES}
         if flat and len(lengths) == 1:
-            found += [path for name, (path, shape) in leaves.items() if name in _NAMES and shape in lengths]
-    return [path for path in found if path not in known | fresh]
+            result += [path for name, (path, shape) in leaves.items() if name in _NAMES and shape in lengths]
+    return [path for path in result if path not in known | fresh]
 
 
 Layers = Mapping[str, Mapping[str, tuple[str, tuple[int, ...]]]]

@@ -155,7 +155,7 @@ def _folded(params: Params, fold: Callable[[Any, Any], Any]) -> Params:
     if not kernels.present(params, _ADDED):
         raise InputError(f"ssf: the parameters have no scales {_SCALE}: merge those that adapt gave")
 
-    def of_node(place: str, node: dict[str, Any]) -> dict[str, Any]:
+    def folded_node(place: str, node: dict[str, Any]) -> dict[str, Any]:
         if not set(_ADDED) & node.keys():
             return node
         name = "kernel" if "kernel" in node else "scale"
@@ -178,7 +178,7 @@ def _folded(params: Params, fold: Callable[[Any, Any], Any]) -> Params:
             kept["bias"] = low_rank.scaled(jnp.asarray(node["bias"]), scale) + jnp.asarray(node[_SHIFT])
         return kept
 
-    ordinary = kernels.each_dict(of_node, params)
+    ordinary = kernels.each_dict(folded_node, params)
     if left := kernels.present(ordinary, _ADDED):
         raise InputError(
             f"ssf: {paths.some(left)} are in no dict of dicts: give nested dicts, as flax.core.unfreeze and "

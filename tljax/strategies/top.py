@@ -60,7 +60,7 @@ def strategy(
     if count < 0:
         raise InputError(f"top:count={count}: it is at least 1, or 0 for a share")
     among = masks.kept(params, context.fresh)
-    units = kernels.of_tree(params, context.contracted) if per == "unit" else {}
+    units = kernels.input_axes(params, context.contracted) if per == "unit" else {}
     if per == "unit":
         if not units:
             raise InputError("top:per=unit: the model has no leaf 'kernel' whose output units are known")

@@ -36,7 +36,7 @@ class _Job:
     """Something that a thread does: it finds the programs of a group, or compiles one."""
 
     do: Callable[[], None]
-    of: tuple[int, Phase] | None = None
+    program: tuple[int, Phase] | None = None
     """(The number of the group, the phase) of a program."""
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -99,7 +99,7 @@ def compiled_ahead(
             behind = number, places.get(number, {}).get((fits, phase), -1)
             for key in [key for key in waiting if key <= behind and key != (number, -1)]:
                 del waiting[key]
-            compiling = [job for job in running if job.of == (number, (fits, phase))]
+            compiling = [job for job in running if job.program == (number, (fits, phase))]
         for job in compiling:
             job.ended.wait()
 

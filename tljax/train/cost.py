@@ -14,14 +14,14 @@ class Cost(NamedTuple):
     and temporaries, less what results take over from arguments. What else lies on the device is not in it."""
 
 
-def of(executable: Any, counts: bool = True) -> Cost:
+def analyze(executable: Any, counts: bool = True) -> Cost:
     """The cost of an executable of `jax.jit(..).lower(..).compile()`; nothing is known of None.
 
     `counts` is False of a program with loops within a step, whose FLOPs compilers count once a loop.
 
     >>> import jax, jax.numpy as jnp
     >>> row = jax.ShapeDtypeStruct((10,), jnp.float32)
-    >>> of(jax.jit(lambda x: 2 * x).lower(row).compile())
+    >>> analyze(jax.jit(lambda x: 2 * x).lower(row).compile())
     Cost(flops=10.0, peak_bytes=80)
     """
     if executable is None:

@@ -94,8 +94,8 @@ def skip_frozen_prefix(
             on_message(f"{', '.join(prefix)} {verb} frozen, and computed in every step, since {why}")
         return spec, on_mesh(mesh, data)
     views = cache.views if spec.augment else 0
-    of_views = f"{views} augmented views of " if views else ""
-    text = f"{', '.join(prefix)} {verb} frozen: features of {of_views}{examples:,} examples"
+    views_text = f"{views} augmented views of " if views else ""
+    text = f"{', '.join(prefix)} {verb} frozen: features of {views_text}{examples:,} examples"
     model = spec.model[: len(prefix)]
     rest = replace(spec, model=spec.model[len(prefix) :], augment=(), views=views, settled=())
     if wanted > cache.budget and isinstance(data, Stream) and cache.folder is not None:
@@ -110,7 +110,7 @@ def skip_frozen_prefix(
     keys_of_each = None if keys is None else keys[::width]
     features = compute(cache, model, spec.merge, first_of_each, data, spec.augment, keys_of_each, shared)
     used, common = (None if tree is None else _used(model, spec.merge, tree) for tree in (params, shared))
-    at_once = _at_once(model, _of_first(spec.merge, used, common), data, cache.batch)
+    at_once = _at_once(model, _first_shapes(spec.merge, used, common), data, cache.batch)
     how = "" if at_once == _BATCH else f", {at_once:,} at a time"
     on_message(f"{text} are computed once{how}, {_mb(_nbytes(features))}")
     if isinstance(data, Stream):
@@ -219,7 +219,7 @@ def compute(
     if key in cache.arrays:
         cache.arrays[key] = cache.arrays.pop(key)
         return cache.arrays[key]
-    first = _of_first(merge, used, common)
+    first = _first_shapes(merge, used, common)
     wanted = _view_bytes(cache, model, first, data) * len(digests)
     wanted *= cache.views if augmentations else 1
     while cache.arrays and sum(map(_nbytes, cache.arrays.values())) + wanted > cache.budget:
@@ -241,10 +241,10 @@ def compute(
     return cache.arrays[key]
 
 
-def _of_first(merge: Any, variables: Params, shared: Params | None) -> Any:
+def _first_shapes(merge: Any, variables: Params, shared: Params | None) -> Any:
     """Shapes and dtypes of the ordinary variables of one fit; `variables` have a leading axis of fits."""
-    own = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables)
-    return jax.eval_shape(lambda own, shared: _merged(merge, joined(own, shared)), own, shared)
+    per_fit = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), variables)
+    return jax.eval_shape(lambda per_fit, shared: _merged(merge, joined(per_fit, shared)), per_fit, shared)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "model", "merge", "dtype", "several", "batch"))
@@ -282,41 +282,41 @@ def _compute_views(
     batch_size: int,
     augmentations: tuple[Augmentation, ...],
     views: int,
-    of_each_fit: tuple[Params, Any],
+    params_and_keys: tuple[Params, Any],
     examples: tuple[Any, Any],
     shared: Params | None,
 ) -> Any:
     """As `_compute`, of augmented views of the examples (inputs, targets): leaves [fits, rows, views, ...].
 
-    `of_each_fit` has its variables and the data of its key.
+    `params_and_keys` has its variables and the data of its key.
     """
 
-    def of_fits(of_each_fit: tuple[Params, Any], examples: tuple[Any, Any], shared: Params | None) -> Any:
-        def of_fit(of_one: tuple[Params, Any]) -> Any:
-            whole, key = _merged(merge, joined(of_one[0], shared)), jax.random.wrap_key_data(of_one[1])
+    def fits_features(params_and_keys: tuple[Params, Any], examples: tuple[Any, Any], shared: Params | None) -> Any:
+        def fit_features(params_and_key: tuple[Params, Any]) -> Any:
+            whole, key = _merged(merge, joined(params_and_key[0], shared)), jax.random.wrap_key_data(params_and_key[1])
             keys = jax.vmap(functools.partial(view_key, key))(jnp.arange(views))
 
-            def of_batch(rows: jax.Array) -> Any:
+            def batch_features(rows: jax.Array) -> Any:
                 divided, (inputs, targets) = divide(mesh, rows), examples
                 x = jax.tree.map(lambda leaf: leaf[0][divided], inputs)
                 batch = Batch(x, jax.tree.map(lambda leaf: leaf[divided], targets), jnp.ones(len(rows)))
 
-                def of_view(key: jax.Array) -> Any:
+                def view_features(key: jax.Array) -> Any:
                     outputs = models.apply(
                         model, whole, augment.apply(augmentations, key, batch, places=divided).inputs
                     )
                     return jax.tree.map(lambda output: output.astype(_kept_as(output.dtype, dtype)), outputs)
 
-                return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), jax.lax.map(of_view, keys))
+                return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), jax.lax.map(view_features, keys))
 
-            outputs = jax.lax.map(of_batch, _rows(examples[0], batch_size))
+            outputs = jax.lax.map(batch_features, _rows(examples[0], batch_size))
             return jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs)
 
-        return jax.lax.map(of_fit, of_each_fit)
+        return jax.lax.map(fit_features, params_and_keys)
 
     if several:
-        return over(mesh, of_fits, (of_each_fit,), (examples, shared))
-    return of_fits(of_each_fit, examples, shared)
+        return over(mesh, fits_features, (params_and_keys,), (examples, shared))
+    return fits_features(params_and_keys, examples, shared)
 
 
 def view_key(key: jax.Array, view: Any) -> jax.Array:
@@ -334,11 +334,11 @@ def _compute_chunk(
 ) -> Any:
     """As `_compute`, of inputs [batches, batch, ...]."""
 
-    def of_batch(batch: jax.Array, inputs: Any) -> Any:
+    def batch_features(batch: jax.Array, inputs: Any) -> Any:
         return jax.tree.map(lambda leaf: divide(mesh, leaf[batch]), inputs)
 
     batches = jnp.arange(len(jax.tree.leaves(inputs)[0]))
-    return _outputs(mesh, model, merge, dtype, several, params, shared, batches, inputs, of_batch)
+    return _outputs(mesh, model, merge, dtype, several, params, shared, batches, inputs, batch_features)
 
 
 def _outputs(
@@ -358,22 +358,22 @@ def _outputs(
     One fit stands for all where `params` have no leaf of their own.
     """
 
-    def of_fits(params: Params, inputs: Any, shared: Params | None) -> Any:
-        def of_fit(params: Params) -> Any:
+    def fits_outputs(params: Params, inputs: Any, shared: Params | None) -> Any:
+        def fit_outputs(params: Params) -> Any:
             whole = _merged(merge, joined(params, shared))
 
-            def of_batch(batch: jax.Array) -> Any:
+            def batch_outputs(batch: jax.Array) -> Any:
                 outputs = models.apply(model, whole, fetch(batch, inputs))
                 return jax.tree.map(lambda output: output.astype(_kept_as(output.dtype, dtype)), outputs)
 
-            outputs = jax.lax.map(of_batch, batches)
+            outputs = jax.lax.map(batch_outputs, batches)
             return jax.tree.map(lambda output: output.reshape(-1, *output.shape[2:]), outputs)
 
         if not jax.tree.leaves(params):
-            return jax.tree.map(lambda leaf: leaf[None], of_fit(params))
-        return jax.lax.map(of_fit, params)
+            return jax.tree.map(lambda leaf: leaf[None], fit_outputs(params))
+        return jax.lax.map(fit_outputs, params)
 
-    return over(mesh, of_fits, (params,), (inputs, shared)) if several else of_fits(params, inputs, shared)
+    return over(mesh, fits_outputs, (params,), (inputs, shared)) if several else fits_outputs(params, inputs, shared)
 
 
 def _used(model: Model, merge: Any, variables: Params) -> Params:
@@ -402,7 +402,7 @@ def _computed(
 ) -> Iterator[Any]:
     """The outputs for all inputs of a stream in NumPy, chunk after chunk, leaves [fits, rows, ...]; together as many
     rows as examples."""
-    size = batch_within(stream, _batch(model, _of_first(merge, params, shared), stream, cache.batch))
+    size = batch_within(stream, _batch(model, _first_shapes(merge, params, shared), stream, cache.batch))
     divided = mesh if several or sharing(mesh) > 1 else None
     # What has no mesh of its own is computed on one device, whatever stands on the others.
     place_chunk = functools.partial(place, divided, by_fit=False) if divided else jax.device_put
@@ -426,9 +426,9 @@ def on_disk(
     key = (model, merge, *digests, stream.name, cache.dtype)
     if key not in cache.files:
         mesh = mesh_under(params)
-        one = jax.tree.map(lambda leaf: leaf[:1], used)
-        one = one if mesh is None else jax.device_put(host(one))
-        chunks = _computed(None, model, merge, cache, False, one, on_first_device(common), stream)
+        first_fit = jax.tree.map(lambda leaf: leaf[:1], used)
+        first_fit = first_fit if mesh is None else jax.device_put(host(first_fit))
+        chunks = _computed(None, model, merge, cache, False, first_fit, on_first_device(common), stream)
         arrays = _written(
             cache, cache.folder, (jax.tree.map(lambda leaf: leaf[0], chunk) for chunk in chunks), len(stream)
         )
@@ -491,31 +491,31 @@ def _kept_as(computed: Any, dtype: str) -> Any:
     return dtype if jnp.issubdtype(computed, jnp.floating) else computed
 
 
-def _batch(model: Model, variables: Params, data: Data | Stream, asked: int) -> int:
+def _batch(model: Model, variables: Params, data: Data | Stream, most: int) -> int:
     """Examples a batch, of as many batches as are needed, as even as can be; arguments are as `_at_once` takes them."""
-    return -(-len(data) // -(-len(data) // _at_once(model, variables, data, asked)))
+    return -(-len(data) // -(-len(data) // _at_once(model, variables, data, most)))
 
 
-def _at_once(model: Model, variables: Params, data: Data | Stream, asked: int) -> int:
+def _at_once(model: Model, variables: Params, data: Data | Stream, most: int) -> int:
     """Examples that go through `model` at once at most: as many as are `asked` for, or else as memory holds.
 
     `variables` are those of one fit.
     """
     inputs = batch_spec(data, 1)
-    return asked or memory.examples_at_once(forward(model), _used(model, None, variables), inputs, _BATCH)
+    return most or memory.examples_at_once(forward(model), _used(model, None, variables), inputs, _BATCH)
 
 
 _KNOWN = 8
 """Trees of which the digests are remembered."""
 
 
-def _known_digests(cache: FeatureCache, own: Any, shared: Any) -> list[str]:
+def _known_digests(cache: FeatureCache, per_fit: Any, shared: Any) -> list[str]:
     """What `_digests` gives; of the very arrays that were asked for before nothing is read again."""
-    arrays, structure = jax.tree.flatten((own, shared))
+    arrays, structure = jax.tree.flatten((per_fit, shared))
     key = structure, tuple(map(id, arrays))
     references, digests = cache.digests.get(key, ((), []))
     if not digests or any(reference() is not leaf for reference, leaf in zip(references, arrays, strict=True)):
-        digests = _digests(own, shared)
+        digests = _digests(per_fit, shared)
         if all(isinstance(leaf, jax.Array) for leaf in arrays):
             cache.digests[key] = tuple(map(weakref.ref, arrays)), digests
             while len(cache.digests) > _KNOWN:
@@ -523,20 +523,20 @@ def _known_digests(cache: FeatureCache, own: Any, shared: Any) -> list[str]:
     return list(digests)
 
 
-def _digests(own: Any, shared: Any = None) -> list[str]:
+def _digests(per_fit: Any, shared: Any = None) -> list[str]:
     """The digest of each fit's bytes, in the order of the whole tree; one for all where they share every leaf. What
     they share is looked at once."""
-    leaves: list[Any] = jax.tree.leaves(host(own), is_leaf=lambda leaf: leaf is None)
-    of_all = (
+    leaves: list[Any] = jax.tree.leaves(host(per_fit), is_leaf=lambda leaf: leaf is None)
+    common_leaves = (
         [None] * len(leaves) if shared is None else jax.tree.leaves(host(shared), is_leaf=lambda leaf: leaf is None)
     )
     count = next((len(leaf) for leaf in leaves if leaf is not None), 1)
     digests = [hashlib.sha256() for _ in range(count)]
-    for leaf, common in zip(leaves, of_all, strict=True):
+    for leaf, common in zip(leaves, common_leaves, strict=True):
         if leaf is None and common is None:
             continue
-        of_leaf = [_digest(common)] * count if leaf is None else map(_digest, leaf)
-        for digest, part in zip(digests, of_leaf, strict=True):
+        leaf_digests = [_digest(common)] * count if leaf is None else map(_digest, leaf)
+        for digest, part in zip(digests, leaf_digests, strict=True):
             digest.update(part)
     return [digest.hexdigest() for digest in digests]
 

@@ -1,6 +1,6 @@
 """FLOPs, counted and not measured.
 
-`of` counts them from the traced program: compilers say 0 on a GPU, and count the body of a loop once. The count is the
+`count` reads them off the traced program: compilers say 0 on a GPU, and count the body of a loop once. The count is the
 same on every device but for a model with `linen.max_pool`, which is another program on a CPU than elsewhere. What is
 told of a step is XLA's count where it has one, which is within 1 % of it for an MLP.
 """
@@ -51,21 +51,21 @@ def step_flops(
     trained, frozen = masks.split(params, jax.tree.map(masks.trains, mask))
     inputs = models.batch_of(shape, batch)
     if skipped:
-        of_prefix = functools.partial(models.apply, model[:skipped])
-        inputs = jax.eval_shape(of_prefix, batch_stats.join(params, state or {}), inputs)
+        prefix = functools.partial(models.apply, model[:skipped])
+        inputs = jax.eval_shape(prefix, batch_stats.join(params, state or {}), inputs)
 
     def outputs(trained: Params, frozen: Params, state: ModelState, x: jax.Array) -> jax.Array:
         whole = masks.join(trained, frozen)
         return models.apply(model[skipped:], merge(whole) if merge else whole, x, state=state)
 
-    of_batch, targets = _loss(objective, batch, lambda: jax.eval_shape(outputs, trained, frozen, state or {}, inputs))
+    batch_loss, targets = _loss(objective, batch, lambda: jax.eval_shape(outputs, trained, frozen, state or {}, inputs))
 
     def loss(trained: Params, frozen: Params, state: ModelState, x: jax.Array, y: jax.Array) -> jax.Array:
-        return of_batch(outputs(trained, frozen, state, x), y).mean()
+        return batch_loss(outputs(trained, frozen, state, x), y).mean()
 
     gradient, arguments = jax.grad(loss), (trained, frozen, state or {}, inputs, targets)
     counted = float((jax.jit(gradient).lower(*arguments).cost_analysis() or {}).get("flops", 0.0))
-    return counted if counted > 0 else of(gradient, *arguments)
+    return counted if counted > 0 else count(gradient, *arguments)
 
 
 def _loss(goal: Objective | None, batch: int, outputs: Callable[[], Any]) -> tuple[Callable[..., jax.Array], Any]:
@@ -76,7 +76,7 @@ def _loss(goal: Objective | None, batch: int, outputs: Callable[[], Any]) -> tup
     return goal.loss, objectives.example(goal.kind, goal.num_outputs, batch, length)[1]
 
 
-def of(function: Callable[..., Any], *arguments: Any) -> float:
+def count(function: Callable[..., Any], *arguments: Any) -> float:
     """FLOPs of one call of a function of arrays, or of shapes and dtypes; nothing is compiled.
 
     A product counts two for each pair of numbers that it multiplies, and of a convolution those that fall on padding
@@ -85,10 +85,10 @@ def of(function: Callable[..., Any], *arguments: Any) -> float:
     length is not known when it is traced counts once.
 
     >>> row = jax.ShapeDtypeStruct((10,), np.float32)
-    >>> of(lambda x: 2 * x, row), of(lambda x: jax.lax.map(lambda e: e * e, x), row)
+    >>> count(lambda x: 2 * x, row), count(lambda x: jax.lax.map(lambda e: e * e, x), row)
     (10.0, 10.0)
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
 # fmt: off
@@ -102,13 +102,13 @@ _MOVES = frozenset((
 """Primitives that move numbers and compute none."""
 
 
-def _of_jaxpr(jaxpr: Any) -> float:
+def _jaxpr_flops(jaxpr: Any) -> float:
     """FLOPs of a program, with those of the programs within it."""
-    return sum((of_equation(equation) for equation in jaxpr.eqns), start=0.0)
+    return sum((equation_flops(equation) for equation in jaxpr.eqns), start=0.0)
 
 
-def of_equation(equation: Any) -> float:
-    """FLOPs of an equation of a traced program, as `of` counts them."""
+def equation_flops(equation: Any) -> float:
+    """FLOPs of an equation of a traced program, as `count` counts them."""
     name, parameters = equation.primitive.name, equation.params
     inner = inner_programs(equation)
     inputs = [getattr(variable.aval, "shape", ()) for variable in equation.invars]
@@ -117,7 +117,7 @@ def of_equation(equation: Any) -> float:
         (contracted, _), _ = parameters["dimension_numbers"]
         return 2.0 * math.prod(outputs[0]) * math.prod(inputs[0][axis] for axis in contracted)
     if name == "conv_general_dilated":
-        return _of_convolution(parameters, inputs[0], inputs[1], outputs[0])
+        return _convolution_flops(parameters, inputs[0], inputs[1], outputs[0])
     if name in ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"):
         return float(math.prod(inputs[0]))
     if name == "reduce_window_sum":
@@ -125,17 +125,17 @@ def of_equation(equation: Any) -> float:
     if name in ("scatter-add", "scatter_add"):
         return float(math.prod(inputs[2]))
     if name == "scan":
-        return float(parameters["length"]) * sum(map(_of_jaxpr, inner))
+        return float(parameters["length"]) * sum(map(_jaxpr_flops, inner))
     if name == "cond":
-        return max(map(_of_jaxpr, inner), default=0.0)
+        return max(map(_jaxpr_flops, inner), default=0.0)
     if name in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"):
-        return _of_jaxpr(inner[0])
+        return _jaxpr_flops(inner[0])
     if inner:
-        return sum(map(_of_jaxpr, inner))
+        return sum(map(_jaxpr_flops, inner))
     return 0.0 if name in _MOVES else float(sum(map(math.prod, outputs)))
 
 
-def _of_convolution(parameters: Any, lhs: tuple[int, ...], rhs: tuple[int, ...], out: tuple[int, ...]) -> float:
+def _convolution_flops(parameters: Any, lhs: tuple[int, ...], rhs: tuple[int, ...], out: tuple[int, ...]) -> float:
     """FLOPs of a convolution: along each axis, the places of the kernel that meet a number, and no padding or hole."""
     dimensions = parameters["dimension_numbers"]
     lhs_spec, rhs_spec, out_spec = dimensions.lhs_spec, dimensions.rhs_spec, dimensions.out_spec

@@ -44,11 +44,11 @@ def mean_gradient(
     their order, without weights of classes; the function raises InputError for a model of one stage.
     """
     rows = _rows(chosen, 256)
-    of_objective = loss
+    objective_loss = loss
 
     def gradient(params: Params, *, loss: Callable[[Any, Any, jax.Array], jax.Array] | None = None) -> Params:
         if loss is None:
-            return _function(model, of_objective, merge, False, data, class_weights, rows, state)(params)
+            return _function(model, objective_loss, merge, False, data, class_weights, rows, state)(params)
         return _function(model, OfFeatures(loss), merge, False, data, None, rows, state)(params)
 
     return gradient
@@ -158,8 +158,8 @@ def _mean(
 
     def gathered(chosen: jax.Array) -> Any:
         at = jnp.maximum(chosen, 0)
-        x, of_rows = jax.tree.map(lambda leaf: leaf[0][at], inputs), jax.tree.map(lambda leaf: leaf[at], targets)
-        return x, of_rows, chosen >= 0
+        x, targets_rows = jax.tree.map(lambda leaf: leaf[0][at], inputs), jax.tree.map(lambda leaf: leaf[at], targets)
+        return x, targets_rows, chosen >= 0
 
     trained, _ = masks.split(params, paths.each(lambda path, leaf: True, params))
     zeros = jax.tree.map(jnp.zeros_like, trained)
@@ -185,24 +185,24 @@ def _added(
 
     def total(trained: Params, item: Any) -> jax.Array:
         whole = masks.join(trained, fixed)
-        x, of_rows, counts = fetch(item)
+        x, row_targets, counts = fetch(item)
         if isinstance(loss, OfFeatures):
             if len(model) < 2:
                 raise InputError(f"the model has no stage below its head '{model[-1].name}', of whose output a loss is")
             below = models.features(model, merge(whole) if merge else whole, x, state=state)[-2]
-            return loss.function(below, of_rows, counts.astype(jnp.float32))
-        values = loss(models.apply(model, merge(whole) if merge else whole, x, state=state), of_rows)
-        values = values if class_weights is None else values * class_weights[of_rows]
+            return loss.function(below, row_targets, counts.astype(jnp.float32))
+        values = loss(models.apply(model, merge(whole) if merge else whole, x, state=state), row_targets)
+        values = values if class_weights is None else values * class_weights[row_targets]
         return jnp.vdot(values, counts.astype(values.dtype))
 
     def squares(trained: Params, item: Any) -> Params:
         each = jax.vmap(jax.grad(total), in_axes=(None, 0))(trained, jax.tree.map(lambda leaf: leaf[:, None], item))
         return jax.tree.map(lambda g: jnp.square(g).sum(0), each)
 
-    of_item = squares if squared else jax.grad(total)
+    item_sum = squares if squared else jax.grad(total)
 
     def add(sums: Params, item: Any) -> tuple[Params, None]:
-        return jax.tree.map(jnp.add, sums, of_item(trained, item)), None
+        return jax.tree.map(jnp.add, sums, item_sum(trained, item)), None
 
     sums, _ = jax.lax.scan(add, sums, items)
     return sums

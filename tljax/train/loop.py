@@ -116,7 +116,7 @@ class State(NamedTuple):
 
     step: int
     params: Params
-    """None for the leaves that are in `shared`: `of` gives all of a fit."""
+    """None for the leaves that are in `shared`: `params_and_state` gives all of a fit."""
     optimizer: OptState
     fits: tuple[int, ...]
     """Which of the group's fits these are: a phase whose masks differ in what is compiled parts a group."""
@@ -140,14 +140,14 @@ class State(NamedTuple):
     shared: Params | None = None
     """The leaves that have never trained and are the same for all fits, without an axis of fits; None without any."""
 
-    def of(self, row: int) -> tuple[Params, ModelState]:
+    def params_and_state(self, row: int) -> tuple[Params, ModelState]:
         """(Parameters, model state) of the fit in a row."""
         params, model_state = jax.tree.map(lambda leaf: leaf[row], (self.params, self.model_state))
         return joined(params, self.shared), model_state
 
     def variables_of(self, row: int) -> Params:
         """Parameters and the model's state of the fit in a row in one tree, as files keep them."""
-        return batch_stats.join(*self.of(row))
+        return batch_stats.join(*self.params_and_state(row))
 
     @property
     def variables(self) -> Params:
@@ -270,19 +270,19 @@ def _by_prefix(
         prefix = settled.prefix(specialized, members[row], data, *span, since, cache)
         rows.setdefault(prefix, []).append(row)
     parts: list[tuple[tuple[str, ...], list[int]]] = []
-    for prefix, of_prefix in rows.items():
+    for prefix, prefix_rows in rows.items():
         longer = replace(specialized, settled=prefix)
         bytes_of_one = features.features_bytes(longer, members[0], data, len(data), cache) if prefix else 0
-        most = max(1, cache.budget // bytes_of_one) if bytes_of_one else len(of_prefix)
-        parts += [(prefix, of_prefix[start : start + most]) for start in range(0, len(of_prefix), most)]
+        most = max(1, cache.budget // bytes_of_one) if bytes_of_one else len(prefix_rows)
+        parts += [(prefix, prefix_rows[start : start + most]) for start in range(0, len(prefix_rows), most)]
     return parts
 
 
 def _require_slots(state: State) -> None:
     """Raise InputError if a schedule had more on than there are slots: what found none was off."""
-    of_schedule = state.optimizer
-    if isinstance(of_schedule, optimizer.Scheduled) and of_schedule.over is not None:
-        times, slots = int(np.max(host(of_schedule.over))), of_schedule.slots.shape[-1]
+    schedule_state = state.optimizer
+    if isinstance(schedule_state, optimizer.Scheduled) and schedule_state.over is not None:
+        times, slots = int(np.max(host(schedule_state.over))), schedule_state.slots.shape[-1]
         if times:
             raise InputError(
                 f"the schedule of the mask has more groups on than its {slots} slots ({times} times before step "
@@ -338,12 +338,12 @@ def _ended(fits: Sequence[Fit], state: State, last: int) -> list[int]:
         return []
     latest, rows = _latest_end(fits, state, last), []
     for row, i in enumerate(state.fits):
-        of_phase, goes_well = rule(fits[i], _phase_of(state)), state.diverged[row] is None
+        phase_rule, goes_well = rule(fits[i], _phase_of(state)), state.diverged[row] is None
         scores = state.scores[row] if state.scores else ()
         if state.step == latest:
-            ends = latest != last or (of_phase.restore and goes_well and bool(scores))
+            ends = latest != last or (phase_rule.restore and goes_well and bool(scores))
         else:
-            ends = goes_well and bool(scores) and of_phase.until is not None and bool(of_phase.until(scores))
+            ends = goes_well and bool(scores) and phase_rule.until is not None and bool(phase_rule.until(scores))
         rows += [row] if ends else []
     return rows
 
@@ -492,9 +492,9 @@ def _parts(
     phase = len(members[0][1]) - 1 if members else 0
     passes = _passes(fits, ends, phase, step)
     for (specialized, _), part in parts.items():
-        of_part = [fits[i] for i, _ in part]
-        width = vectorize.shared_width(specialized, of_part, [history for _, history in part])
-        bytes_of_one = features.features_bytes(specialized, of_part[0], data, passes, execution.cache)
+        part_fits = [fits[i] for i, _ in part]
+        width = vectorize.shared_width(specialized, part_fits, [history for _, history in part])
+        bytes_of_one = features.features_bytes(specialized, part_fits[0], data, passes, execution.cache)
         most = max(1, execution.cache.budget // bytes_of_one) if execution.cache and bytes_of_one else len(part)
         devices = vectorize.fits_at_once(execution.devices, execution.devices_per_batch)
         for company in [part] if isinstance(data, Data) else _by_order(part, fits, width, devices, execution.many):
@@ -572,25 +572,27 @@ def abstract(
     specialized = specialize(spec, fits[0], histories[0])
     hyper = stack_numbers(specialized, fits, histories)
     trains, until_then = trained_leaves(specialized), range(1, len(histories[0]) + 1)
-    of_phases = [
+    phase_entries = [
         _places_of_average(spec, fits, [history[:count] for history in histories])
         for count in (until_then if spec.averages else ())
     ]
 
     def arrays(params: Params, model_state: ModelState) -> Any:
         opt_state, average = begin(specialized, params, hyper, jnp.zeros(len(fits))), None
-        for of_phase in of_phases:
-            average = entered(average, params, model_state, *of_phase)
-        of_average = None if average is None else part_of_average(average, trains)[0]
-        best = masks.split(params, trains)[0], of_average, model_state
+        for entry in phase_entries:
+            average = entered(average, params, model_state, *entry)
+        average_part = None if average is None else part_of_average(average, trains)[0]
+        best = masks.split(params, trains)[0], average_part, model_state
         return params, opt_state, average, best, model_state
 
-    def of_fits(leaf: Any) -> jax.ShapeDtypeStruct:
+    def with_fits_axis(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((len(fits), *leaf.shape), leaf.dtype)
 
     first = jax.eval_shape(functools.partial(jax.tree.map, jnp.asarray), (fits[0].params, fits[0].model_state))
-    own = paths.each(lambda path, leaf: None if path in shared else of_fits(leaf), first[0])
-    params, opt_state, average, best, model_state = jax.eval_shape(arrays, own, jax.tree.map(of_fits, first[1]))
+    per_fit = paths.each(lambda path, leaf: None if path in shared else with_fits_axis(leaf), first[0])
+    params, opt_state, average, best, model_state = jax.eval_shape(
+        arrays, per_fit, jax.tree.map(with_fits_axis, first[1])
+    )
     state = State(0, params, opt_state, tuple(range(len(fits))), tuple(map(tuple, histories)), (None,) * len(fits))
     common = paths.each(lambda path, leaf: leaf if path in shared else None, first[0]) if shared else None
     return state._replace(average=average, best=best, model_state=model_state, shared=common)
@@ -644,11 +646,11 @@ def cost_of(
     hyper = stack_hyper(specialized, [fit], [history])
     arrays = (trained, state.optimizer, frozen, hyper, examples, targets, order, rates, (0, 0, 1))
     executable = vectorize.executable(short, None, 1, "map", *arrays, *further, fetch=fetch)
-    of_step = cost.of(executable, short.model == models.unrolled(short.model))
-    if of_step.flops is None:
+    step_cost = cost.analyze(executable, short.model == models.unrolled(short.model))
+    if step_cost.flops is None:
         segment = functools.partial(vectorize.segment, short, None, 1, "map", fetch=fetch)
-        return of_step._replace(flops=flops.of(segment, *arrays, *further))
-    return of_step._replace(flops=parts * of_step.flops)
+        return step_cost._replace(flops=flops.count(segment, *arrays, *further))
+    return step_cost._replace(flops=parts * step_cost.flops)
 
 
 LONGEST = 1.5
@@ -740,7 +742,7 @@ def _phase(
             named: Any = {"fetch": fetch} if shared is None else {"fetch": fetch, "shared": shared}
             if not costs:
                 executable = vectorize.executable(short, mesh, width, mode, *arrays, *further, **named)
-                costs.append(cost.of(executable, short.model == models.unrolled(short.model)))
+                costs.append(cost.analyze(executable, short.model == models.unrolled(short.model)))
                 execution.on_compiled(state.fits, costs[0])
             since = time.perf_counter()
             result = vectorize.run(short, mesh, width, mode, *arrays, *further, **named)
@@ -804,12 +806,12 @@ def programs(
                 same = vectorize.alike([fits[i].params for i, _ in part], never)
             else:
                 same = [len(part) > 1 and path in shared and rests for path, rests in paths.items(never)]
-            of_part = [path for path, is_same in zip(paths.names(never), same, strict=True) if is_same]
-            compile_part = functools.partial(_compile, spec, fits, data, ends, execution, part, of_part)
+            part_shared = [path for path, is_same in zip(paths.names(never), same, strict=True) if is_same]
+            compile_part = functools.partial(_compile, spec, fits, data, ends, execution, part, part_shared)
             yield tuple(i for i, _ in part), phase, compile_part
             if phase + 1 in known and not _asks(rule(first, phase)):
                 later = [(i, (*history, fits[i].phases[phase + 1][1])) for i, history in part]
-                yield from following(later, phase + 1, of_part)
+                yield from following(later, phase + 1, part_shared)
 
     if known:
         yield from following([(i, (fit.phases[0][1],)) for i, fit in enumerate(fits)], 0, None)
@@ -848,8 +850,8 @@ def _compile(
     by_fit = (state.params, state.optimizer, average, state.model_state)
     params, opt_state, average, model_state = place(mesh, by_fit)
     trained, frozen = masks.split(params, trains)
-    of_all = place(mesh, state.shared, by_fit=False)
-    hyper, common = _passed(specialized, members, histories, mesh, of_all, vectorize.share_shapes)
+    shared_leaves = place(mesh, state.shared, by_fit=False)
+    hyper, common = _passed(specialized, members, histories, mesh, shared_leaves, vectorize.share_shapes)
     rows, devices = capacity(batch), vectorize.sharing(mesh)
     order = jax.ShapeDtypeStruct((len(members) // width, rows, -(-batch // devices) * devices), jnp.int32)
     rates = jax.ShapeDtypeStruct((len(members), rows), jnp.float32)
@@ -1035,25 +1037,25 @@ def _next_phase(
     for row, i in enumerate(state.fits):
         mask = fits[i].phases[number][1]
         looks = masks.is_strategy(mask)
-        entered_masks.append(_evaluated(mask, on_first_device(state.of(row)[0])) if looks else mask)
+        entered_masks.append(_evaluated(mask, on_first_device(state.params_and_state(row)[0])) if looks else mask)
     histories = [(*history, mask) for history, mask in zip(state.masks, entered_masks, strict=True)]
     members = list(zip(state.fits, histories, strict=True))
     for part in _parts(spec, fits, data, ends, execution, state.step, members):
         rows = [state.fits.index(i) for i, _ in part]
         next_state = _taken(state, rows) if jax.process_count() > 1 or len(rows) < len(state.fits) else state
-        of_fits, of_part = [fits[i] for i in next_state.fits], tuple(histories[row] for row in rows)
-        next_state = _with_own(next_state, _never_trained(of_fits[0], of_part[0]))
+        next_fits, part_histories = [fits[i] for i in next_state.fits], tuple(histories[row] for row in rows)
+        next_state = _unshared(next_state, _never_trained(next_fits[0], part_histories[0]))
         average = next_state.average
         if spec.averages:
-            average = entered(average, next_state.params, {}, *_places_of_average(spec, of_fits, of_part))
-        opt_state = _carried(spec, fits, number, next_state, of_part)
+            average = entered(average, next_state.params, {}, *_places_of_average(spec, next_fits, part_histories))
+        opt_state = _carried(spec, fits, number, next_state, part_histories)
         next_state = next_state._replace(
-            optimizer=opt_state, masks=of_part, average=average, began=state.step, scores=(), best=None
+            optimizer=opt_state, masks=part_histories, average=average, began=state.step, scores=(), best=None
         )
         yield _reestimated(spec, fits, data, execution, _settled(spec, fits, execution, next_state)), rows
 
 
-def _with_own(state: State, never: Mask) -> State:
+def _unshared(state: State, never: Mask) -> State:
     """The state with an axis of fits for what is shared, but may train now: `never` says what has not. One fit alone
     shares nothing."""
     if state.shared is None:
@@ -1063,14 +1065,16 @@ def _with_own(state: State, never: Mask) -> State:
     def none(leaf: Any) -> bool:
         return leaf is None
 
-    own, structure = jax.tree.flatten(state.params, is_leaf=none)
+    per_fit, structure = jax.tree.flatten(state.params, is_leaf=none)
     shared = jax.tree.leaves(state.shared, is_leaf=none)
     stays = [rests and count > 1 for rests in jax.tree.leaves(never)]
-    rows = list(zip(own, shared, stays, strict=True))
-    own = [jnp.broadcast_to(s, (count, *s.shape)) if leaf is None and not rests else leaf for leaf, s, rests in rows]
+    rows = list(zip(per_fit, shared, stays, strict=True))
+    per_fit = [
+        jnp.broadcast_to(s, (count, *s.shape)) if leaf is None and not rests else leaf for leaf, s, rests in rows
+    ]
     shared = [s if leaf is None and rests else None for leaf, s, rests in rows]
     whole = jax.tree.unflatten(structure, shared) if any(leaf is not None for leaf in shared) else None
-    return state._replace(params=jax.tree.unflatten(structure, own), shared=whole)
+    return state._replace(params=jax.tree.unflatten(structure, per_fit), shared=whole)
 
 
 def _carried(
@@ -1085,19 +1089,21 @@ def _carried(
         return begin(specialized, state.params, stack_numbers(specialized, members, histories), rates)
     numbers = vectorize.columns([fit.numbers for fit in members])
 
-    def carry(history: tuple[Mask, ...], opt_state: OptState, own: Params, rate: jax.Array, numbers: Any) -> OptState:
+    def carry(
+        history: tuple[Mask, ...], opt_state: OptState, per_fit: Params, rate: jax.Array, numbers: Any
+    ) -> OptState:
         tx = optimizers.build(spec.optimizer, rate, numbers)
         until_then = (history[:-1], history)
         old, new = ((gathered(spec, members[0].params, each[-1]), masks.since(*each)) for each in until_then)
-        return optimizer.carry(tx, old, new, opt_state, joined(own, state.shared))
+        return optimizer.carry(tx, old, new, opt_state, joined(per_fit, state.shared))
 
-    of_fits = (state.optimizer, state.params, rates, numbers)
+    stacked = (state.optimizer, state.params, rates, numbers)
     alike = {vectorize.likeness(fit, history) for fit, history in zip(members, histories, strict=True)}
     if len(alike) == 1:
-        carried = jax.vmap(functools.partial(carry, histories[0]))(*of_fits)
+        carried = jax.vmap(functools.partial(carry, histories[0]))(*stacked)
     else:
         each = [
-            carry(history, *jax.tree.map(lambda leaf, row=row: leaf[row], of_fits))
+            carry(history, *jax.tree.map(lambda leaf, row=row: leaf[row], stacked))
             for row, history in enumerate(histories)
         ]
         carried = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)

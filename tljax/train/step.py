@@ -182,7 +182,9 @@ def step(
 
     prepared = _ready(spec, hyper, trained, opt_state, model_state)
     if prepared is not None:
-        loss, terms, gradients = _of_slots(spec, hyper, prepared, trained, frozen, model_state, batch, number, axis)
+        loss, terms, gradients = _slots_gradient(
+            spec, hyper, prepared, trained, frozen, model_state, batch, number, axis
+        )
     elif spec.microbatch:
         (loss, terms), gradients = _accumulated(spec, hyper, trained, frozen, model_state, batch, number, axis)
     else:
@@ -234,7 +236,7 @@ def forms_no_others(spec: Spec, trained: Params, stateful: Collection[str] = ())
     return True
 
 
-def _of_slots(
+def _slots_gradient(
     spec: Spec,
     hyper: Hyper,
     prepared: optimizer.Ready,
@@ -254,10 +256,10 @@ def _of_slots(
 
     def loss_fn(params: Any) -> tuple[jax.Array, Any]:
         held = tuple(slot[stages[0]] for slot in params.slots)
-        rest = jax.tree.map(lambda own, leaf: leaf if own is None else None, params.own, trained, is_leaf=_is_none)
-        of_stages = Slots(tuple(stages), jnp.stack(which), held)
+        rest = jax.tree.map(lambda part, leaf: leaf if part is None else None, params.own, trained, is_leaf=_is_none)
+        stage_slots = Slots(tuple(stages), jnp.stack(which), held)
         others = masks.join(frozen, rest)
-        return _objective(spec, hyper, params.own, others, model_state, batch, number, axis, slots=of_stages)
+        return _objective(spec, hyper, params.own, others, model_state, batch, number, axis, slots=stage_slots)
 
     (_, (loss, terms, _)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(prepared.params)
     return loss, terms, gradients
@@ -328,13 +330,13 @@ def _objective(
             pairs = list(zip(outputs, at_start, strict=True))[len(frozen_prefix_of(spec)) : -1]
             terms.append(penalty.function(pairs, weight, count, **weights))
         elif part is None:
-            terms.append(_of_leaves(spec, hyper, penalty, weights, trained, axis))
+            terms.append(_leaves_term(spec, hyper, penalty, weights, trained, axis))
         else:
             terms.append(jnp.zeros_like(loss))
     return sum(terms, start=loss), (loss, tuple(terms), new_state if model_state else model_state)
 
 
-def _of_leaves(
+def _leaves_term(
     spec: Spec, hyper: Hyper, penalty: Penalty, weights: Mapping[str, Any], trained: Params, axis: str | None
 ) -> jax.Array:
     """The term of a penalty of leaves; with an `axis` of devices each device's share of it."""
@@ -368,7 +370,7 @@ def _accumulated(
         """Leaves [parts, size, ...]: each part has rows of every device that shares the batch, so that none moves."""
         return leaf.reshape(size, rows // size, *leaf.shape[1:]).swapaxes(0, 1)
 
-    def of_part(item: tuple[jax.Array, Batch]) -> Any:
+    def part_gradient(item: tuple[jax.Array, Batch]) -> Any:
         part, examples = item
 
         def loss_fn(trained: Params) -> tuple[jax.Array, Any]:
@@ -378,26 +380,26 @@ def _accumulated(
         return (loss, terms), gradients
 
     def add(sums: Any, item: tuple[jax.Array, Batch]) -> tuple[Any, None]:
-        return jax.tree.map(lambda total, share: total + share.astype(total.dtype), sums, of_part(item)), None
+        return jax.tree.map(lambda total, share: total + share.astype(total.dtype), sums, part_gradient(item)), None
 
     items = jnp.arange(rows // size), jax.tree.map(split, batch)
-    shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], items))
+    shapes = jax.eval_shape(part_gradient, jax.tree.map(lambda leaf: leaf[0], items))
     wide = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), shapes)
     ((loss, terms), gradients), _ = jax.lax.scan(add, wide, items)
 
-    def of_leaves(trained: Params) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def penalties_sum(trained: Params) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         values = tuple(
             jnp.zeros_like(loss)
             if "features" in penalty.needs
-            else _of_leaves(spec, hyper, penalty, weights, trained, axis)
+            else _leaves_term(spec, hyper, penalty, weights, trained, axis)
             for penalty, weights in zip(spec.penalties, hyper.weights, strict=True)
         )
         return sum(values, start=jnp.zeros_like(loss)), values
 
     if any("features" not in penalty.needs for penalty in spec.penalties):
-        (_, values), of_penalties = jax.value_and_grad(of_leaves, has_aux=True)(trained)
+        (_, values), penalty_gradients = jax.value_and_grad(penalties_sum, has_aux=True)(trained)
         terms = tuple(term + value for term, value in zip(terms, values, strict=True))
-        gradients = jax.tree.map(lambda gradient, more: gradient + more, gradients, of_penalties)
+        gradients = jax.tree.map(lambda gradient, more: gradient + more, gradients, penalty_gradients)
     return (loss, terms), jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, trained)
 
 
@@ -520,7 +522,7 @@ def entered(
         is_float = jnp.issubdtype(kind, jnp.floating)
         return jnp.array(leaf, jnp.promote_types(kind, jnp.float32) if is_float else kind)
 
-    def of_leaf(leaf: Any, mean: Any, before: Any, now: Any) -> Any:
+    def entered_leaf(leaf: Any, mean: Any, before: Any, now: Any) -> Any:
         if leaf is None or (mean is not None and before is None):
             return mean
         if mean is None:
@@ -532,10 +534,10 @@ def entered(
     none = jax.tree.map(lambda leaf: None, trained)
     places = none if places is None else places
     if average is None:
-        averages = _map_with_none(of_leaf, trained, none, none, places)
+        averages = _map_with_none(entered_leaf, trained, none, none, places)
         return Average(averages, jax.tree.map(copy, model_state), _none_if_empty(places))
     before = none if average.places is None else average.places
-    averages = _map_with_none(of_leaf, trained, average.params, before, places)
+    averages = _map_with_none(entered_leaf, trained, average.params, before, places)
     places = _map_with_none(lambda leaf, old, new: old if leaf is None else new, trained, before, places)
     return average._replace(params=averages, places=_none_if_empty(places))
 
@@ -549,8 +551,8 @@ def part_of_average(average: Average, trains: Mask) -> tuple[Average, Average]:
         _map_with_none(lambda mean, at: None if mean is None else at, part, average.places)
         for part in (moving, resting)
     ]
-    of_moving, of_resting = map(_none_if_empty, placed)
-    return Average(moving, average.model_state, of_moving), Average(resting, {}, of_resting)
+    moving_places, resting_places = map(_none_if_empty, placed)
+    return Average(moving, average.model_state, moving_places), Average(resting, {}, resting_places)
 
 
 def joined_average(moving: Average, resting: Average) -> Average:
@@ -587,7 +589,7 @@ def averaged_places(spec: Spec, hyper: Hyper, fit: Fit, history: Sequence[Mask])
     flags = has_average_of_elements(spec, fit, history)
     leaves, structure = jax.tree.flatten(_mask(spec, hyper))
     rows = zip(leaves, flags, strict=True)
-    return _none_if_empty(jax.tree.unflatten(structure, [m.places if of_few else None for m, of_few in rows]))
+    return _none_if_empty(jax.tree.unflatten(structure, [m.places if has_few else None for m, has_few in rows]))
 
 
 def has_average_of_elements(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[bool, ...]:
@@ -602,15 +604,15 @@ def has_average_of_elements(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tu
     return tuple(map(_only_grows, zip(*masks_of_phases, strict=True)))
 
 
-def _only_grows(of_phases: Sequence[Any]) -> bool:
+def _only_grows(phase_leaves: Sequence[Any]) -> bool:
     """Whether the last mask of a leaf is `Elements`, and those before it are, or freeze the leaf, and select no other.
 
     >>> few, more = (masks.Elements(None, None, np.array(array)) for array in ([0, 1, 0], [0, 1, 1]))
     >>> _only_grows([False, few, more]), _only_grows([few, few]), _only_grows([more, few]), _only_grows([few, True])
     (True, True, False, False)
     """
-    training = [m for m in of_phases if m is not False]
-    if of_phases[-1] is False or not all(isinstance(m, masks.Elements) for m in training):
+    training = [m for m in phase_leaves if m is not False]
+    if phase_leaves[-1] is False or not all(isinstance(m, masks.Elements) for m in training):
         return False
     selected = [np.asarray(m.array) != 0 for m in training]
     return not any((before & ~after).any() for before, after in itertools.pairwise(selected))
@@ -857,8 +859,8 @@ def group_key(spec: Spec, fit: Fit, history: Sequence[Mask]) -> tuple[Spec, Hash
     spec = specialize(spec, fit, history)
     ranks = [rank for rank in cohort_ranks(spec, fit, history)[1] if not isinstance(rank, int)]
     leaves, structure = jax.tree.flatten((traced_leaves(spec, fit, history), ranks))
-    of_few = has_average_of_elements(spec, fit, history) if spec.averages else ()
-    return spec, (structure, tuple((leaf.shape, leaf.dtype.kind) for leaf in map(np.asarray, leaves)), of_few)
+    few_elements = has_average_of_elements(spec, fit, history) if spec.averages else ()
+    return spec, (structure, tuple((leaf.shape, leaf.dtype.kind) for leaf in map(np.asarray, leaves)), few_elements)
 
 
 def batch_size(fit: Fit) -> int:

@@ -76,8 +76,8 @@ def gather(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: jax.Arr
 def slice_chunk(mesh: Mesh | None, inputs: Any, targets: Any, view: Any, row: jax.Array, chosen: jax.Array) -> Batch:
     """The batch of a stream: `row` of a chunk, whose inputs and targets are [orders, rows, batch, ...]."""
     order = 0 if view is None else view
-    x, of_rows = jax.tree.map(lambda leaf: divide(mesh, leaf[order, row]), (inputs, targets))
-    return Batch(x, of_rows, (chosen >= 0).astype(jnp.float32))
+    x, row_targets = jax.tree.map(lambda leaf: divide(mesh, leaf[order, row]), (inputs, targets))
+    return Batch(x, row_targets, (chosen >= 0).astype(jnp.float32))
 
 
 # Why the loop has this form (2026-11-23, jax 0.10.2, two cores; medians of eight rounds in turn, over the form chosen:
@@ -174,7 +174,7 @@ def _on_device(
 
     def train_order(item: Any) -> Any:
         """The fits of one order int32 [rows, batch], which read one view."""
-        of_fits, rows, view = item
+        fits_state, rows, view = item
 
         def one_step(
             trained: Any,
@@ -190,10 +190,10 @@ def _on_device(
             frozen, hyper = _with_shared(frozen, hyper, shared)
             return step(spec, hyper, trained, frozen, opt_state, batch, rate, first + row, axis, average, model_state)
 
-        def train(of_fit: Any, fits: tuple[int, ...] = (), along: int | None = None) -> Any:
+        def train(fit_state: Any, fits: tuple[int, ...] = (), along: int | None = None) -> Any:
             """State and log of one fit after the steps, or of so many along an axis of everything but the log, in
             which they are the last."""
-            *state, frozen, hyper, rates = of_fit
+            *state, frozen, hyper, rates = fit_state
             every: Any = one_step
             if along is not None:
                 every = jax.vmap(one_step, in_axes=(along,) * 7 + (None, None), out_axes=(along,) * 4 + (-1,))
@@ -215,15 +215,19 @@ def _on_device(
             return *state, _curves(log, terms)
 
         if width == 1:
-            return jax.tree.map(lambda leaf: leaf[None], train(jax.tree.map(lambda leaf: leaf[0], of_fits)))
+            return jax.tree.map(lambda leaf: leaf[None], train(jax.tree.map(lambda leaf: leaf[0], fits_state)))
         if mode in ("vmap_shared", "vmap"):
-            return _side_by_side(train, of_fits, platform)
-        return jax.lax.map(train, of_fits)
+            return _side_by_side(train, fits_state, platform)
+        return jax.lax.map(train, fits_state)
 
     views = jnp.zeros(len(order), jnp.int32) if one_view else jnp.arange(len(order))
     if mode != "vmap":
         return _in_turn(
-            lambda of_fits, of_order: train_order((of_fits, *of_order)), width, by_fit[:4], by_fit[4:], (order, views)
+            lambda by_fit_part, order_rows: train_order((by_fit_part, *order_rows)),
+            width,
+            by_fit[:4],
+            by_fit[4:],
+            (order, views),
         )
     by_order = jax.tree.map(lambda leaf: leaf.reshape(-1, width, *leaf.shape[1:]), by_fit)
     result = jax.vmap(train_order)((by_order, order, views))
@@ -246,10 +250,10 @@ def _loop(begin: Any, end: Any, body: Callable[[jax.Array, Any], Any], state: An
     step = jax.jit(body)  # traced once for both loops
     blocks = (end - begin) // BLOCK
 
-    def of_block(block: jax.Array, state: Any) -> Any:
+    def run_block(block: jax.Array, state: Any) -> Any:
         return jax.lax.fori_loop(0, BLOCK, lambda i, state: step(begin + block * BLOCK + i, state), state)
 
-    state = jax.lax.fori_loop(0, blocks, of_block, state)
+    state = jax.lax.fori_loop(0, blocks, run_block, state)
     return jax.lax.fori_loop(begin + blocks * BLOCK, end, step, state)
 
 
@@ -279,8 +283,8 @@ def _in_turn(
         return jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, i * rows, rows), tuple(tree))
 
     def result(state: Any, i: Any) -> Any:
-        of_item = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), each)
-        return function((*item(state, i), *item(rest, i)), of_item)
+        each_item = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, i, keepdims=False), each)
+        return function((*item(state, i), *item(rest, i)), each_item)
 
     def body(i: jax.Array, carry: Any) -> Any:
         *new, log = result(carry[0], i)
@@ -301,24 +305,24 @@ def _with_shared(frozen: Params, hyper: Hyper, shared: Shared | None) -> tuple[P
     if shared is None:
         return frozen, hyper
     pairs = ((frozen, shared.params), (hyper.start, shared.start), (hyper.fisher, shared.fisher))
-    frozen, start, fisher = (joined(own, rest) for own, rest in pairs)
+    frozen, start, fisher = (joined(per_fit, rest) for per_fit, rest in pairs)
     return frozen, hyper._replace(start=start, fisher=fisher)
 
 
-def joined(own: Params, shared: Params | None) -> Params:
+def joined(per_fit: Params, shared: Params | None) -> Params:
     """The whole tree of the two that `share` gives."""
-    return own if shared is None else masks.join(own, shared)
+    return per_fit if shared is None else masks.join(per_fit, shared)
 
 
-def _side_by_side(train: Callable[..., Any], of_fits: Any, platform: str) -> Any:
+def _side_by_side(train: Callable[..., Any], fits_state: Any, platform: str) -> Any:
     """Fits along one axis of everything: on a CPU the last, elsewhere the first.
 
     Along the last, the kernels of many fits are one matrix, and their products with a batch that they share one
     product: on a CPU that is quicker. Libraries of a GPU multiply batches of matrices whose fits are not the innermost
     axis, and would have to copy these in every step. Either way it is a rounding, and not that of one fit.
     """
-    along, count = -1 if platform == "cpu" else 0, len(jax.tree.leaves(of_fits)[0])
-    *state, log = train(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, along), of_fits), (count,), along)
+    along, count = -1 if platform == "cpu" else 0, len(jax.tree.leaves(fits_state)[0])
+    *state, log = train(jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, along), fits_state), (count,), along)
     moved = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, along, 0), state)
     return *moved, jax.tree.map(lambda curve: jnp.moveaxis(curve, -1, 0), log)
 
@@ -379,10 +383,10 @@ def _on_device_of_pmap(
     common: Any,
 ) -> tuple[Params, OptState, Average | None, ModelState | None, Log]:
     """On one device, with its part of each row of the order; of a chunk with its part of each batch."""
-    (inputs, targets), (frozen, hyper, rates, of_all) = examples, common
+    (inputs, targets), (frozen, hyper, rates, common_values) = examples, common
     by_fit = (trained, opt_state, average, model_state, frozen, hyper, rates)
     one_view = views_of(inputs) == 1
-    return _on_device(spec, mesh, width, mode, fetch, one_view, platform, by_fit, order, inputs, targets, of_all)
+    return _on_device(spec, mesh, width, mode, fetch, one_view, platform, by_fit, order, inputs, targets, common_values)
 
 
 # The state of a model, computed anew.
@@ -460,7 +464,7 @@ def _reestimated(
     def on_device(by_fit: Any, order: jax.Array, *rest: Any) -> ModelState:
         inputs, (start, shared) = rest
 
-        def of_fit(item: Any) -> ModelState:
+        def fit_statistics(item: Any) -> ModelState:
             (means, params, model_state, count), number = item
             params = joined(params, shared)
 
@@ -469,14 +473,14 @@ def _reestimated(
                 x, _, weight = fetch(mesh, inputs, (), None if one_view else number, row, chosen)
                 how: Any = {"tracked": stages, "weight": weight, "momentum": 0.0}
                 _, state = models.run(spec.model, spec.merge(params) if spec.merge else params, model_state, x, **how)
-                of_batch = {stage: state[stage] for stage in stages}
+                batch_state = {stage: state[stage] for stage in stages}
                 # This form of a mean leaves what no batch changes as it is, to the bit.
-                return jax.tree.map(lambda mean, new: mean + (new - mean) / (start + row + 1), means, of_batch)
+                return jax.tree.map(lambda mean, new: mean + (new - mean) / (start + row + 1), means, batch_state)
 
             return _loop(0, jnp.clip(count - start, 0, order.shape[1]), body, means, platform)
 
         numbers = jnp.arange(len(order) * width) // width
-        return jax.lax.map(of_fit, (by_fit, numbers))
+        return jax.lax.map(fit_statistics, (by_fit, numbers))
 
     by_fit = (means, params, model_state, counts)
     if one_view:
@@ -494,11 +498,11 @@ def begin(spec: Spec, params: Params, hyper: Hyper, rates: jax.Array) -> OptStat
     `params` and `hyper` have a leading axis of fits; what is frozen may be None in `params`.
     """
 
-    def of_fit(item: tuple[Params, Hyper, jax.Array]) -> OptState:
+    def begin_fit(item: tuple[Params, Hyper, jax.Array]) -> OptState:
         params, hyper, rate = item
         return transformation(spec, hyper, rate).init(params)
 
-    return jax.lax.map(of_fit, (params, hyper, rates))
+    return jax.lax.map(begin_fit, (params, hyper, rates))
 
 
 def stack_hyper(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> Hyper:
@@ -523,15 +527,15 @@ def _needed(spec: Spec) -> tuple[bool, bool]:
 
 def stack_numbers(spec: Spec, fits: Sequence[Fit], histories: Sequence[Sequence[Mask]]) -> Hyper:
     """As `stack_hyper`, without the trees that penalties refer to: what an optimizer's state begins with."""
-    of_masks: dict[Hashable, tuple[Any, Any]] = {}
-    of_each = []
+    by_masks: dict[Hashable, tuple[Any, Any]] = {}
+    per_fit = []
     for fit, history in zip(fits, histories, strict=True):
         key = likeness(fit, history)
-        if key not in of_masks:
+        if key not in by_masks:
             arrays = tuple(rank for rank in cohort_ranks(spec, fit, history)[1] if not isinstance(rank, int))
-            of_masks[key] = traced_leaves(spec, fit, history), arrays
-        of_each.append(of_masks[key])
-    scales, ranks = zip(*of_each, strict=True)
+            by_masks[key] = traced_leaves(spec, fit, history), arrays
+        per_fit.append(by_masks[key])
+    scales, ranks = zip(*per_fit, strict=True)
     needs_start, _ = _needed(spec)
     return Hyper(
         weights=tuple(columns([fit.weights[i] for fit in fits]) for i in range(len(spec.penalties))),
@@ -561,8 +565,8 @@ def likeness(fit: Fit, history: Sequence[Mask]) -> Hashable:
         arrays, structure = jax.tree.flatten(tree)
         return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in arrays)
 
-    of_fit = shapes(fit.params), shapes(fit.model_state), fit.fisher is None, leaves(fit.fresh)
-    return of_fit, tuple(map(leaves, history)), schedule_of(fit, history)
+    fit_shapes = shapes(fit.params), shapes(fit.model_state), fit.fisher is None, leaves(fit.fresh)
+    return fit_shapes, tuple(map(leaves, history)), schedule_of(fit, history)
 
 
 def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, jax.Array]:
@@ -639,18 +643,18 @@ def share(trees: Sequence[Params], may: Mask | None = None) -> tuple[Params, Par
         return stack(trees), None
     structure: Any = jax.tree.structure(trees[0])
     flat = [jax.tree.leaves(tree) for tree in trees]
-    own = [[None if shared else leaf for leaf, shared in zip(leaves, same, strict=True)] for leaves in flat]
+    per_fit = [[None if shared else leaf for leaf, shared in zip(leaves, same, strict=True)] for leaves in flat]
     shared = [_on_device_once(leaf) if shared else None for leaf, shared in zip(flat[0], same, strict=True)]
-    return stack([jax.tree.unflatten(structure, leaves) for leaves in own]), jax.tree.unflatten(structure, shared)
+    return stack([jax.tree.unflatten(structure, leaves) for leaves in per_fit]), jax.tree.unflatten(structure, shared)
 
 
 def share_shapes(trees: Sequence[Params], may: Mask | None = None) -> tuple[Params, Params | None]:
     """What `share` gives, in shapes and dtypes."""
     same, structure = alike(trees, may), jax.tree.structure(trees[0])
     each = list(zip(map(shape_of, jax.tree.leaves(trees[0])), same, strict=True))
-    own = [None if shared else jax.ShapeDtypeStruct((len(trees), *leaf.shape), leaf.dtype) for leaf, shared in each]
+    per_fit = [None if shared else jax.ShapeDtypeStruct((len(trees), *leaf.shape), leaf.dtype) for leaf, shared in each]
     shared = [leaf if shared else None for leaf, shared in each]
-    return jax.tree.unflatten(structure, own), jax.tree.unflatten(structure, shared) if any(same) else None
+    return jax.tree.unflatten(structure, per_fit), jax.tree.unflatten(structure, shared) if any(same) else None
 
 
 def alike(trees: Sequence[Params], may: Mask | None = None) -> list[bool]:
@@ -676,12 +680,12 @@ def share_hyper(
     hyper, start, fisher = stack_numbers(spec, fits, histories), None, None
     if needs_start:
         trees = [fit.params if shared is None else _without(fit.params, shared) for fit in fits]
-        own, start = split(trees)
+        per_fit, start = split(trees)
         start = shared if start is None else joined(start, shared)
-        hyper = hyper._replace(start=own)
+        hyper = hyper._replace(start=per_fit)
     if needs_fisher:
-        own, fisher = split([fit.fisher for fit in fits])
-        hyper = hyper._replace(fisher=own)
+        per_fit, fisher = split([fit.fisher for fit in fits])
+        hyper = hyper._replace(fisher=per_fit)
     if shared is None and start is None and fisher is None:
         return hyper, None
     return hyper, Shared(shared, start, fisher)
@@ -893,8 +897,8 @@ def read_chunks(stream: Stream, fits: Sequence[Fit], width: int, mesh: Mesh | No
     which = [distinct.index(name) for name in names] if len(distinct) > 1 else [0]
     chosen = [with_orders[names.index(name)] for name in distinct]
     batch = batch_size(fits[0])
-    of_batch = -(-batch // sharing(mesh)) * sharing(mesh)
-    rows, ahead = chunk_steps(stream, len(which) * of_batch, capacity(batch))
+    batch_rows = -(-batch // sharing(mesh)) * sharing(mesh)
+    rows, ahead = chunk_steps(stream, len(which) * batch_rows, capacity(batch))
 
     def requests() -> Iterator[tuple[tuple[int, int], np.ndarray]]:
         drawn = start
@@ -1012,7 +1016,7 @@ def step_work(spec: Spec, fit: Fit, data: Data | Stream) -> float:
     if count:
         x = jax.eval_shape(functools.partial(models.apply, spec.model[:count]), whole, x)
     above = models.unrolled(spec.model[count:])
-    return 3.0 * flops.of(functools.partial(models.apply, above), whole, x)
+    return 3.0 * flops.count(functools.partial(models.apply, above), whole, x)
 
 
 def fits_at_once(devices: Sequence[Any], devices_per_batch: int) -> int:

@@ -74,8 +74,8 @@ def applied(base: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], re
     >>> applied(base, *between(base, params))
     {'a': array([-0.,  1.])}
     """
-    if (found := identity(base)) != record["base_sha256"]:
-        raise InputError(f"the delta is of the base {record['base_sha256']}, and this is {found}: give the same base")
+    if (digest := identity(base)) != record["base_sha256"]:
+        raise InputError(f"the delta is of the base {record['base_sha256']}, and this is {digest}: give the same base")
     params = {path: leaf for path, leaf in base.items() if path not in record["dropped"]}
     for name, array in arrays.items():
         kind, _, path = name.partition("/")

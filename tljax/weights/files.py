@@ -114,11 +114,11 @@ def _in_hub(place: str) -> Path:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"'{place}' is no name of a model ({reason}): write hf:OWNER/NAME") from error
     wanted = f"'{file}'" if file else " or ".join(f"'{name}'" for name in _USUAL)
-    of_revision = f" of the revision '{revision}'" if revision else ""
+    in_revision = f" of the revision '{revision}'" if revision else ""
     other = "" if file else "name its file, as hf:OWNER/NAME:FILE, or "
     at_revision = f" with `revision={revision}`" if revision else ""
     raise InputError(
-        f"'{place}': the cache of huggingface_hub has no {wanted} of it{of_revision}, and nothing is downloaded here: "
+        f"'{place}': the cache of huggingface_hub has no {wanted} of it{in_revision}, and nothing is downloaded here: "
         f"{other}run `hf download {repository}`{at_revision} first"
     )
 
@@ -192,11 +192,11 @@ def read(place: str | Path) -> Mapping[str, np.ndarray]:
     if not file.is_file():
         raise InputError(f"'{file}' does not exist: give the path of a {file.suffix} file")
     if file.name.endswith(INDEX):
-        return Arrays(_of_shards(file))
-    return Arrays(_of_safetensors(file)) if file.suffix == ".safetensors" else _of_npz(file)
+        return Arrays(_shards_entries(file))
+    return Arrays(_safetensors_entries(file)) if file.suffix == ".safetensors" else _npz_arrays(file)
 
 
-def _of_safetensors(file: Path) -> dict[str, _Entry]:
+def _safetensors_entries(file: Path) -> dict[str, _Entry]:
     """{name: entry} of a .safetensors file, whose head the library has held against the file."""
     from safetensors import SafetensorError, safe_open
 
@@ -224,7 +224,7 @@ def _of_safetensors(file: Path) -> dict[str, _Entry]:
         raise InputError(f"'{file}' cannot be read as safetensors ({reason}): {remedy}") from error
 
 
-def _of_shards(index: Path) -> dict[str, _Entry]:
+def _shards_entries(index: Path) -> dict[str, _Entry]:
     """{name: entry} of the shards that an index names."""
     try:
         weight_map = json.loads(files.text(index))["weight_map"]
@@ -242,7 +242,7 @@ def _of_shards(index: Path) -> dict[str, _Entry]:
             raise InputError(f"'{index}' names the shard {shard[:80]!r}, which is no .safetensors file beside it")
         if not (index.parent / shard).is_file():
             raise InputError(f"the shard '{shard}' of '{index}' is missing: download it again")
-        for name, entry in _of_safetensors(index.parent / shard).items():
+        for name, entry in _safetensors_entries(index.parent / shard).items():
             if name not in weight_map:
                 raise InputError(f"'{name}' of the shard '{shard}' is not in the index '{index}': download both again")
             if name in entries:
@@ -255,7 +255,7 @@ def _of_shards(index: Path) -> dict[str, _Entry]:
     return {name: entries[name] for name in weight_map}
 
 
-def _of_npz(file: Path) -> Mapping[str, np.ndarray]:
+def _npz_arrays(file: Path) -> Mapping[str, np.ndarray]:
     """{name: array} of an .npz file: mapped where all of it is stored as it is, else read."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -263,7 +263,7 @@ def _of_npz(file: Path) -> Mapping[str, np.ndarray]:
         if any(member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1 for member in members):
             return npz.read(file)
         with warnings.catch_warnings(action="ignore"):  # the parser warns about a damaged head
-            entries = {member.filename.removesuffix(".npy"): _of_member(file, member) for member in members}
+            entries = {member.filename.removesuffix(".npy"): _member_entry(file, member) for member in members}
         if len(entries) == len(members):
             return Arrays(entries)
     except Exception:  # those of NumPy and zipfile have no type in common; below it is said what is wrong
@@ -271,7 +271,7 @@ def _of_npz(file: Path) -> Mapping[str, np.ndarray]:
     return npz.read(file)
 
 
-def _of_member(file: Path, member: zipfile.ZipInfo) -> _Entry:
+def _member_entry(file: Path, member: zipfile.ZipInfo) -> _Entry:
     """The entry of a stored member of an .npz file. Raises ValueError for what is no array of numbers."""
     with file.open("rb") as stream:
         stream.seek(member.header_offset)
@@ -332,7 +332,7 @@ def write(file: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
             save_file(ordered, new, dict(metadata) if metadata else None)
         except SafetensorError as error:
             raise OSError(" ".join(str(error).split())[:200]) from error
-        heads = {name: (entry.dtype, entry.shape) for name, entry in _of_safetensors(new).items()}
+        heads = {name: (entry.dtype, entry.shape) for name, entry in _safetensors_entries(new).items()}
         if heads != {name: (array.dtype, array.shape) for name, array in ordered.items()}:
             raise OSError(f"'{file}' does not hold the arrays that were written into it")
         with new.open("rb") as written:

@@ -87,7 +87,7 @@ def moves(names: Iterable[str], rules: Sequence[Rule]) -> tuple[tuple[Move, ...]
             hint = hint if hint.startswith("; nearest") else f"; arrays: {paths.some(names, _MOST_NAMES)}"
             place = f"{rule.place}: " if rule.place else ""
             raise InputError(f"{place}rule '{rule.source}' matches no array{hint}")
-    found: dict[tuple[str, ...], Move] = {}
+    move_by_names: dict[tuple[str, ...], Move] = {}
     dropped: list[str] = []
     used: set[int] = set()
     for name in names:
@@ -99,18 +99,18 @@ def moves(names: Iterable[str], rules: Sequence[Rule]) -> tuple[tuple[Move, ...]
         first = next((i for i in applying if rules[i].renames), applying[0] if applying else None)
         casts = [cast for i in applying if (cast := rules[i].cast) is not None]
         if first is None:
-            found[name,] = Move((name,), (name,))
+            move_by_names[name,] = Move((name,), (name,))
             continue
         used.add(first)
         steps = [rules[i].steps for i in applying if rules[i].steps and not _is_of_several(rules[i])]
         move = _move(rules[first], matches[first], name, names)
         own_steps = move.steps or (steps[-1] if steps else ())
-        found[move.names] = move._replace(steps=own_steps, cast=casts[0] if casts else None)
+        move_by_names[move.names] = move._replace(steps=own_steps, cast=casts[0] if casts else None)
     for i, rule in enumerate(rules):
         if rule.renames and not rule.optional and i not in used and not _is_overruled(i, rules, matches):
             raise InputError(f"rule '{rule.source}' renames nothing, as a rule before it does: put it first")
-    _require_one_each(list(found.values()))
-    return tuple(found.values()), tuple(dropped)
+    _require_one_each(list(move_by_names.values()))
+    return tuple(move_by_names.values()), tuple(dropped)
 
 
 def _dropping(applying: Sequence[Rule]) -> Rule | None:
@@ -145,9 +145,9 @@ def _is_of_several(rule: Rule) -> bool:
 def _match(rule: Rule, name: str) -> _Match | None:
     """How a rule fits a name, or a name above it; None where it does not."""
     for i, pattern in enumerate(rule.sources):
-        found = _expression(pattern, "/" if "/" in name else ".").fullmatch(name)
-        if found and not (_is_of_several(rule) and found["rest"]):
-            return _Match(i, found.groups()[:-1], found["rest"] or "")
+        matched = _expression(pattern, "/" if "/" in name else ".").fullmatch(name)
+        if matched and not (_is_of_several(rule) and matched["rest"]):
+            return _Match(i, matched.groups()[:-1], matched["rest"] or "")
     return None
 
 
@@ -210,10 +210,10 @@ def _is_overruled(i: int, rules: Sequence[Rule], matches: Sequence[Mapping[str, 
     )
 
 
-def _require_one_each(found: Sequence[Move]) -> None:
+def _require_one_each(every: Sequence[Move]) -> None:
     """Raise InputError for two arrays with one leaf."""
     taken: dict[str, Move] = {}
-    for move in found:
+    for move in every:
         for path in move.leaves:
             if path in taken:
                 first, second = taken[path].names[0], move.names[0]
@@ -238,12 +238,12 @@ def grafted(
     >>> grafted({"0.weight": np.ones((2, 3), np.float32)}, rules, like)["head"]["kernel"].shape
     (3, 2)
     """
-    found, _ = moves(arrays, rules)
+    every, _ = moves(arrays, rules)
     leaves = dict(paths.items(like))
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
-    _require_all_placed(arrays, found, shapes, rules)
+    _require_all_placed(arrays, every, shapes, rules)
     values: dict[str, np.ndarray] = {}
-    for move in found:
+    for move in every:
         grid = grid_of(move.leaves[0], shapes, image)
         values |= zip(move.leaves, _carried(move, arrays, [leaves[path] for path in move.leaves], grid), strict=True)
     return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in leaves])
@@ -269,13 +269,13 @@ def grid_of(position: str, shapes: Mapping[str, tuple[int, ...]], image: tuple[i
 
 def _require_all_placed(
     arrays: Mapping[str, np.ndarray],
-    found: Sequence[Move],
+    every: Sequence[Move],
     shapes: Mapping[str, tuple[int, ...]],
     rules: Sequence[Rule],
 ) -> None:
     """Raise InputError, with a rule as an example, if an array has no leaf or a leaf has no array."""
-    placed = {path for move in found for path in move.leaves}
-    homeless = [(name, path) for move in found for path in move.leaves if path not in shapes for name in move.names]
+    placed = {path for move in every for path in move.leaves}
+    homeless = [(name, path) for move in every for path in move.leaves if path not in shapes for name in move.names]
     unplaced = list(dict.fromkeys(name for name, _ in homeless))
     unfilled = [path for path in shapes if path not in placed]
     if not unplaced and not unfilled:
@@ -344,10 +344,10 @@ def _carried(
     move: Move, arrays: Mapping[str, np.ndarray], leaves: Sequence[Any], grid: tuple[int, int] | None
 ) -> list[np.ndarray]:
     """The arrays of a move as its leaves. Raises InputError if they do not become of their shape and dtype."""
-    given = [arrays[name] for name in move.names]
-    for name, array in zip(move.names, given, strict=True):
+    sources = [arrays[name] for name in move.names]
+    for name, array in zip(move.names, sources, strict=True):
         _require_finite(name, array)
-    values = [_cast(array, move, leaves[0]) for array in given]
+    values = [_cast(array, move, leaves[0]) for array in sources]
     try:
         shapes = _shapes_between(move, [tuple(np.shape(leaf)) for leaf in leaves])
         for step, after in zip(move.steps, shapes[1:], strict=True):
@@ -356,9 +356,9 @@ def _carried(
             if value.shape != tuple(np.shape(leaf)):
                 raise _Misfit(_remedy(value.shape, tuple(np.shape(leaf))))
     except _Misfit as misfit:
-        names = " and ".join(f"'{name}' is {_kind(array)}" for name, array in zip(move.names, given, strict=True))
+        names = " and ".join(f"'{name}' is {_kind(array)}" for name, array in zip(move.names, sources, strict=True))
         reached = " and ".join(dict.fromkeys(map(_kind, values)))
-        changed = f", and becomes {reached}" if len(given) == 1 and values[0].shape != given[0].shape else ""
+        changed = f", and becomes {reached}" if len(sources) == 1 and values[0].shape != sources[0].shape else ""
         where = "; ".join(
             f"target leaf '{path}' is {_kind(leaf)}" for path, leaf in zip(move.leaves, leaves, strict=True)
         )
@@ -432,8 +432,8 @@ def outline(arrays: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, tuple
     {'query/kernel': (4, None, None)}
     """
     shapes: dict[str, tuple[int | None, ...]] = {}
-    found, _ = moves(arrays, rules)
-    for move in found:
+    every, _ = moves(arrays, rules)
+    for move in every:
         after: list[Lengths] = [tuple(np.shape(arrays[name])) for name in move.names]
         for step in move.steps:
             after = _shapes_after(step, after, len(move.leaves))
@@ -603,13 +603,13 @@ def with_channels(kernel: np.ndarray, channels: int, axis: int = 2) -> np.ndarra
     >>> with_channels(np.ones((1, 1, 3, 2)), 1)[0, 0].tolist(), with_channels(np.ones((1, 1, 3, 2)), 4).sum(2).tolist()
     ([[3.0, 3.0]], [[[3.0, 3.0]]])
     """
-    given = kernel.shape[axis]
-    if given == channels:
+    count = kernel.shape[axis]
+    if count == channels:
         return kernel
     if channels == 1:
         return kernel.sum(axis, keepdims=True, dtype=np.float32).astype(kernel.dtype)
-    taken = np.take(kernel, np.arange(channels) % given, axis=axis)
-    return (taken * np.float32(given / channels)).astype(kernel.dtype)
+    taken = np.take(kernel, np.arange(channels) % count, axis=axis)
+    return (taken * np.float32(count / channels)).astype(kernel.dtype)
 
 
 def _reshaped(array: np.ndarray, shape: Shape | None, after: Lengths) -> np.ndarray:
@@ -694,13 +694,13 @@ def exported(
     """
     separator = "/" if any("/" in pattern for rule in rules for pattern in rule.sources) else "."
     known = set(dtypes or ())
-    found = [_move_home(path, params, rules, separator, known) for path in params]
-    if rules and not any(move.rule for move in found):
+    every = [_move_home(path, params, rules, separator, known) for path in params]
+    if rules and not any(move.rule for move in every):
         raise InputError(
             f"none of the rules is of the model's leaves, {paths.some(list(params), _MOST_NAMES)}: name those that are"
         )
     arrays: dict[str, np.ndarray] = {}
-    for move in dict.fromkeys(found):
+    for move in dict.fromkeys(every):
         if reason := without_inverse(move.steps):
             raise InputError(f"{move.rule.shown if move.rule else move.shown} has no way back: {reason}")
         values = _home(move, [np.asarray(params[path]) for path in move.leaves])
@@ -713,10 +713,10 @@ def exported(
 
 def _move_home(path: str, params: Mapping[str, Any], rules: Sequence[Rule], separator: str, known: set[str]) -> Move:
     """The move that a leaf came by: the first whose arrays are of the known names, or else the first."""
-    found = list(_moves_home(path, params, rules, separator, known))
-    if not found:
-        return Move((path,), (path,), _steps_of(path, rules))
-    return next((move for move in found if known.issuperset(move.names)), found[0])
+    every = list(_moves_home(path, params, rules, separator, known))
+    if not every:
+        return Move((path,), (path,), _matching_steps(path, rules))
+    return next((move for move in every if known.issuperset(move.names)), every[0])
 
 
 def _moves_home(
@@ -740,10 +740,10 @@ def _moves_home(
             leaves = tuple(_filled(to, stars, rule, path) for to in rule.to) if "split" in kinds else (path,)
             if missing := [leaf for leaf in leaves if leaf not in params]:
                 raise InputError(f"{rule.shown} joins '{path}' and '{missing[0]}', and the model has no '{missing[0]}'")
-            yield Move(tuple(names), leaves, rule.steps or _steps_of(names[0], rules), rule=rule)
+            yield Move(tuple(names), leaves, rule.steps or _matching_steps(names[0], rules), rule=rule)
 
 
-def _steps_of(name: str, rules: Sequence[Rule]) -> tuple[Step, ...]:
+def _matching_steps(name: str, rules: Sequence[Rule]) -> tuple[Step, ...]:
     """The steps of the last rule that has some and applies to an array, and is not of several."""
     steps = [rule.steps for rule in rules if rule.steps and not _is_of_several(rule) and _match(rule, name)]
     return steps[-1] if steps else ()

@@ -148,7 +148,7 @@ def load(file: Path) -> Contents:
                 raise ValueError("it is empty")
             raw = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
             archive = bytes(raw[:4]) == b"PK\x03\x04"
-            tree, storages = _of_archive(file, raw) if archive else _of_sequence(raw)
+            tree, storages = _read_archive(file, raw) if archive else _read_sequence(raw)
     except InputError:
         raise
     except _Refused as error:
@@ -166,7 +166,7 @@ class _Refused(Exception):
 # ---- The two forms
 
 
-def _of_archive(file: Path, raw: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+def _read_archive(file: Path, raw: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
     """(tree, storages) of the form of PyTorch 1.6 and later."""
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -213,7 +213,7 @@ def _member(raw: np.ndarray, member: zipfile.ZipInfo) -> np.ndarray:
     return data
 
 
-def _of_sequence(raw: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
+def _read_sequence(raw: np.ndarray) -> tuple[Any, dict[str, np.ndarray]]:
     """(tree, storages) of the form before PyTorch 1.6: a number, a version, the machine, the tree, then storages."""
     machine = _Machine(raw, "")
     if not len(raw) or raw[0] != _PROTO:
@@ -611,7 +611,7 @@ def state(contents: Contents, key: str | None = None) -> State:
     """
     places = dicts(contents)
     if key is None:
-        key = _of_model(contents, places)
+        key = _model_key(contents, places)
     key = "" if key == WHOLE else key
     chosen = contents.tree
     for name in key.split(".") if key and key not in dict(_children(chosen)) else filter(None, [key]):
@@ -628,7 +628,7 @@ def state(contents: Contents, key: str | None = None) -> State:
     return State(key, arrays, tuple(others), tuple(left))
 
 
-def _of_model(contents: Contents, places: Mapping[str, int]) -> str:
+def _model_key(contents: Contents, places: Mapping[str, int]) -> str:
     """The key of the dict of a model's arrays. Raises InputError where there is none, or it is not clear which."""
     model = [place for place in places if place and not place.lower().startswith(_ASIDE)]
     usual = list(dict.fromkeys(place.partition(".")[0] for place in model if place.partition(".")[0] in _USUAL))

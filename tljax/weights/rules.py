@@ -346,11 +346,11 @@ def _shape(value: str, column: int) -> Shape | None:
 
 def _grids(value: str, column: int) -> Any:
     """What a resize says."""
-    said = resize.parsed(value)
-    if said is None:
+    grids = resize.parsed(value)
+    if grids is None:
         known = ", ".join(resize.CONVENTIONS)
         raise _Fault(f"'{value}' is none of {known}, nor a grid such as 14x14", column)
-    return said
+    return grids
 
 
 _VALUES = {

@@ -84,10 +84,10 @@ def make(name, function):
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     arguments = {word: ARGUMENTS[word] for word in required} | OPTIONS.get(name, {})
-    made = function(**arguments)
+    tx = function(**arguments)
     if "inner_factory" in arguments:
-        made = made(learning_rate=0.1)
-    return made.gradient_transformation() if isinstance(made, optax.MultiSteps) else made
+        tx = tx(learning_rate=0.1)
+    return tx.gradient_transformation() if isinstance(tx, optax.MultiSteps) else tx
 
 
 EXTRA = {
