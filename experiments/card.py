@@ -84,7 +84,7 @@ class CardFlags:
         None, "the folder of the card, new, or that of the same card; needed", place="new", role="local"
     )
     transfers: tuple[str, ...] = flag((), "which transfers of the version; default all that have reference scores")
-    explore: bool = flag(False, "tell of the items that explore alone: no verdict, and nothing is counted")
+    explore: bool = flag(False, "look at the test items that explore alone: no verdict, and nothing is counted")
     reference: str | None = flag(
         None,
         "the folder of a version: a flagfile a transfer, and scores; default the one that is shipped",
@@ -199,7 +199,7 @@ def _make_card(
     order = 0 if options.explore else _counted(place.version, parts)
     from experiments.pages import strategy_card as page  # draws: matplotlib takes a second to import
 
-    told = page.Told(
+    contents = page.Contents(
         place.version,
         _shown(strategy.label, options.strategy),
         options.strategy,
@@ -213,7 +213,7 @@ def _make_card(
         directory.environment({}),
         time.monotonic() - began,
     )
-    record = page.write(place.output, told)
+    record = page.write(place.output, contents)
     if failed := [check for check in proofs if check.passed is False]:
         raise InputError(f"'{strategy.label}' is refuted by {len(failed)} of {len(proofs)} checks: see {page.NAME}")
     return record
@@ -303,9 +303,9 @@ def _values(transfer: Transfer, place: Place) -> dict[str, Any]:
     flags = {**transfer.flags, **place.more}
     if not flags.get("source"):
         return flags
-    own = {name: value for name, value in flags.items() if name not in ("target", "train_examples", "strategies")}
+    of_source = {name: value for name, value in flags.items() if name not in ("target", "train_examples", "strategies")}
     seeds = (*flags["seeds"], *transfer.tuning_seeds)
-    settings = Settings.from_flags(**{**own, "seeds": seeds, "validation": 0.0})
+    settings = Settings.from_flags(**{**of_source, "seeds": seeds, "validation": 0.0})
     task = plan.source_task(settings)
     planned = plan.planned_sources(settings, task)
     digest = plan.group_name(result.key for result in planned.values())

@@ -170,8 +170,9 @@ def _look_notes(look: int, judging: Judging) -> list[str]:
         return []  # every look is allowed
     if look > judging.looks:
         return [
-            f"looked at {look} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
-            "and the intervals only describe; for a verdict train fits of fresh seeds, in a new run directory, and "
+            f"looked at {look} times with {judging.looks} planned: fits like some of these, by what they predict, "
+            "were judged before among others, here or in another run, so nothing is judged and the intervals only "
+            "describe; for a verdict train fits of fresh seeds, in a new run directory, and "
             "plan more --looks"
         ]
     if not look:
@@ -276,12 +277,12 @@ def write(folder: Path, study: Study, classes: Classes, provenance: Provenance |
 # The page
 
 VERDICTS = (
-    "{against}, as differences of the {what} with simultaneous {level} % intervals over all rows of a target. "
+    "{against}, as differences of the {what} with simultaneous {level} % intervals over {together}. "
     "Positive or negative is the direction: the interval lies on one side of 0. The size is a second question: by "
     "more than the margin where the interval lies outside it, by less where the narrower interval of equivalence lies "
     "inside it, else open. Equivalent: the size is within the margin and the direction open; undecided: both are "
-    "open. The p is adjusted for all that is judged together. Powers are ranges, since they are estimated from these "
-    "fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
+    "open. The p is adjusted for all that is judged together. Powers are 90 % ranges, since they are estimated from "
+    "these fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
     "equivalent. Seeds are those that would do each with a chance of 80 % in the same family, with their 90 % range; "
     "out of reach is what no number of seeds does on these test examples."
 )
@@ -306,7 +307,10 @@ CUT = (
     "Test {metric} against how many stages, from the bottom, are kept from the source below the cut; bands are the "
     "range over seeds."
 )
-COST = "What a strategy costs, and its test {metric}: means over seeds, bars the range; FLOPs are of the target's fit."
+COST = (
+    "What a strategy costs, and its test {metric}: means over seeds, bars the range. FLOPs are of the steps of the "
+    "target's fit; features of frozen stages, which are computed once for all fits that share them, are left out."
+)
 SHIFTED = "{Metric} on other test sets against that on the target's own; on the diagonal they are equal."
 FURTHER = "Means over seeds, ranges below them, over the fits that did not diverge; no verdict is of these metrics."
 KEPT = (
@@ -324,11 +328,13 @@ CONFUSION = (
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
 WRONG = "The test images that fits most often take for another class."
 MILESTONES = (
-    "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
-    "A fit that diverged reaches no threshold, and counts as {constant}. "
-    "Costs are those of the target's fit and, below, with the source's. They have no intervals, and no verdict is "
-    "drawn from them. Steps are the median over seeds of the first recorded step at the threshold, which may have been "
-    "reached at any since the one before."
+    "Taylor and Stone's measures of transfer (2009). End, which they call the asymptote, and examples saved are of the "
+    "test set; area and threshold are of {curve}. The threshold is what scratch ends with there in the mean: steps "
+    "with a > did not reach it while they were trained. Examples saved with a > or < lie outside the numbers of labels "
+    "that scratch had. A fit that diverged reaches no threshold, and counts as {constant}. Costs are those of the "
+    "steps of the target's fit and, below, with the source's. They have no intervals, and no verdict is drawn from "
+    "them. Steps are the median over seeds of the first recorded step at the threshold, which may have been reached at "
+    "any since the one before."
 )
 
 
@@ -447,7 +453,9 @@ def _milestones(study: Study, notes: str) -> list[Block]:
     return [
         block
         for metric, members in rows.items()
-        for block in _table_block(_filled(MILESTONES, metric) + notes, tables.milestones(members, metric))
+        for block in _table_block(
+            _filled(MILESTONES, metric, curve=beside.curve_of(study.rows)) + notes, tables.milestones(members, metric)
+        )
     ]
 
 
@@ -461,7 +469,8 @@ def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str
     what = f"area under {names} against labels" if area else names if verdict_on == "retention" else f"test {names}"
     level = listed(f"{100 * comparison.level:.4g}" for comparison in family)
     against = f"Against {listed(comparison.against for comparison in family)}"
-    caption = VERDICTS.format(against=against, what=what, level=level) + anytime.caption(family)
+    caption = VERDICTS.format(against=against, what=what, level=level, together=_together(family))
+    caption += anytime.caption(family)
     caption += EXPLORATORY if any(comparison.exploratory for comparison in family) else ""
     table, shared = tables.same(tables.verdicts(family), 6)
     return [
@@ -469,6 +478,17 @@ def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str
         *figure(FOREST + notes, [figures.forest(members) for members in _by_metric(family).values()], "box wide"),
         *figure(BANDS + notes, _bands(family, strokes)),
     ]
+
+
+def _together(family: Sequence[Comparison]) -> str:
+    """Over which rows the intervals of a family hold together, and at what level those of all its targets do."""
+    rows = "the rows of the primary family" if any(comparison.exploratory for comparison in family) else "all rows"
+    targets = {comparison.target for comparison in family}
+    if len(targets) < 2:
+        return f"{rows} of a target"
+    level = next((each.level for each in family if not each.exploratory), family[0].level)
+    over_all = 1 - len(targets) * (1 - level)
+    return f"{rows} of a target ({100 * over_all:.4g} % over the {len(targets)} targets)"
 
 
 def _bands(family: Sequence[Comparison], strokes: figures.Strokes) -> list[figures.Picture | None]:
