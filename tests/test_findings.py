@@ -1,6 +1,7 @@
 """The findings: flagfiles run what was registered, seeds are fresh, and the page says what came of the runs."""
 
 import csv
+import functools
 import hashlib
 import json
 import re
@@ -24,10 +25,12 @@ UNREGISTERED = {"margin", "ledger", "workdir"}
 """Flags of a flagfile that are in no design: the margin is the smallest effect, the others are places."""
 
 
+@functools.cache
 def registration(name):
     return confirmation.read_registration(FOLDER / f"{name}.json", compare.KINDS)
 
 
+@functools.cache
 def flags(name):
     return command_line.parse(["compare", f"--flagfile={FOLDER / name}.flags"], compare.KINDS)
 
