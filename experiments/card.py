@@ -80,9 +80,7 @@ class CardFlags:
     strategy: str | None = flag(
         None, "FILE.py:strategy, or a file of tljax/strategies, with options; may stand without --strategy=; needed"
     )
-    output: str | None = flag(
-        None, "the folder of the card, new, or that of the same card; needed", place="new", role="local"
-    )
+    output: str | None = flag(None, "the folder of the card, new, or that of the same card; needed", place="new")
     transfers: tuple[str, ...] = flag((), "which transfers of the version; default all that have reference scores")
     explore: bool = flag(False, "look at the test items that explore alone: no verdict, and nothing is counted")
     reference: str | None = flag(
@@ -91,11 +89,11 @@ class CardFlags:
         place="path",
     )
     manual_dir: str | None = flag(
-        None, "where lite0_64.safetensors and trashnet are, for the transfer from ImageNet", place="path"
+        None, "where lite0_64.safetensors and trashnet are, for the transfer from ImageNet", place="path", role="free"
     )
-    data_dir: str | None = flag(None, "where data sets are kept; default as TFDS has it", place="path")
+    data_dir: str | None = flag(None, "where data sets are kept; default as TFDS has it", place="path", role="free")
     compilation_cache: str | None = flag(
-        None, "of compiled programs; default ~/.cache/tljax; off for none", place="new"
+        None, "of compiled programs; default ~/.cache/tljax; off for none", place="new", role="free"
     )
     make_reference: bool = flag(
         False, "compute the scores of all shipped strategies, or of those that --strategy names, with commas"

@@ -93,7 +93,7 @@ def test_the_ceiling_is_the_best_rate_and_shares_are_of_the_work_that_counts():
         "tljax": processes.Taken(first, [{"seconds": 0.5}, {"seconds": 0.5}], 1e6),
         "large product": processes.Taken({**first, "rate": 1e11}, [{"rate": 1e11}, {"rate": 2e11}], None),
     }
-    values = {(m.row, m.side): m.value for m in rows._turn_measurements("x", several, taken, Options())}
+    values = {(m.row, m.side): m.value for m in rows._turn_measurements("x", several, taken)}
     assert values["x: large product, best GFLOP/s", "JAX"] == 200
     products = 600 * 2 * 100 * (2 * 784 * 512 + 3 * 512 * 10)
     assert values["x: share of the large product's best rate", "tljax"] == pytest.approx(products / 0.5 / 2e11)
@@ -106,7 +106,7 @@ def test_seconds_are_of_an_epoch_only_where_a_turn_is_one():
     units = {(6_000, 60): "s/epoch", (60_000, 600): "s/epoch", (6_000, 600): "s/600 steps", (600_000, 20): "s/20 steps"}
     for (examples, steps), unit in units.items():
         sides_of_case = {"tljax": Side(Work("tljax", examples=examples, steps=steps))}
-        assert f"x: {unit}" in [m.row for m in rows._turn_measurements("x", sides_of_case, taken, Options())]
+        assert f"x: {unit}" in [m.row for m in rows._turn_measurements("x", sides_of_case, taken)]
 
 
 def test_without_data_the_default_rows_are_measured_but_for_programs(monkeypatch, tmp_path, capsys):

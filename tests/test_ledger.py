@@ -77,7 +77,7 @@ def test_what_is_written_is_read_again_and_the_level_stays(tmp_path):
         assert book.level == 0.1
     with ledger.opened(file) as book:
         assert [entry["kind"] for entry in book.entries] == ["ledger", "look", "look"]
-        assert len(book.of_kind("look")) == 2 and book.entries_of("look", "b") == [look(test_set="b")]
+        assert len(book.of_kind("look")) == 2 and book.of_kind("look", "b") == [look(test_set="b")]
     with pytest.raises(InputError, match=r"allows 0\.1 of false discoveries, not 0\.05"), ledger.opened(file, 0.05):
         pass
 
