@@ -293,6 +293,11 @@ def notes(record: Mapping[str, Any], contents: Contents) -> list[str]:
         f"{'/'.join(map(str, sorted(seeds)))} seeds, which every card has: verdicts speak of these transfers alone"
     )
     lines += [f"{name} is left out: {why}" for name, why in record["left_out"].items()]
+    lines += [
+        f"{part.transfer.name} has no scores of {', '.join(part.reference.left_out)}"
+        for part in contents.parts
+        if part.reference.left_out
+    ]
     if record["explore"]:
         lines.append("of the items that explore alone: nothing here is a verdict")
     elif contents.order > 1:
