@@ -360,8 +360,9 @@ def write(folder: Path, contents: Contents) -> dict[str, Any]:
     console.say(f"{title}\n{lead(record)}")
     for table in (parts["verdicts"], parts["beside"], parts["kept"], parts["costs"]):
         console.show(table)
-    held = sum(check["passed"] is True for check in record["proofs"])
-    lines = [f"{held} of {len(record['proofs'])} checks hold", *lines]
+    outcomes = [check["passed"] for check in record["proofs"]]
+    counts = {"hold": outcomes.count(True), "do not apply": outcomes.count(None), "fail": outcomes.count(False)}
+    lines = [f"checks: {', '.join(f'{count} {words}' for words, count in counts.items() if count)}", *lines]
     lines += [f"REFUTED: {check['check']}: {check['detail']}" for check in record["proofs"] if check["passed"] is False]
     console.notes([*lines, f"{folder / NAME}, card.json and card.bib; {contents.seconds:,.0f} s"])
     console.say(record["bibtex"].rstrip())
