@@ -13,7 +13,6 @@ from experiments.pages import anytime, beside, export, figures, report, tables, 
 from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import confirmation, console, directory, looks, predictions
 from experiments.runs import judging as judgings
-from experiments.runs.console import Table
 from experiments.runs.judging import Judging, end_notes, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
 from tljax import files
@@ -101,7 +100,7 @@ def judged(
         [
             *end_notes(judging.end),
             *notes,
-            *_metric_notes(metrics, family, on),
+            *_metric_notes(metrics, on),
             *_source_notes(rows),
             *_look_notes(look, judging),
             *_group_notes(table, by_set["groups"]),
@@ -143,7 +142,7 @@ def _source_notes(rows: Sequence[Result]) -> list[str]:
     ]
 
 
-def _metric_notes(metrics: Mapping[str, Metric], family: Sequence[Comparison], on: str) -> list[str]:
+def _metric_notes(metrics: Mapping[str, Metric], on: str) -> list[str]:
     """Notes on what is judged: the metric where it is not accuracy, which way it is turned, and on what."""
     texts = []
     if on == "retention":
@@ -341,7 +340,11 @@ def sections(study: Study, classes: Classes) -> list[Section]:
     every = [
         Section("Verdicts", "verdicts", _verdicts(study.family, strokes, notes, study.verdict_on)),
         Section(f"{_shared_name(fits)} by label budget", "labels", _scores_by_labels(fits, strokes, notes)),
-        Section("Further metrics", "metrics", _further_metrics(fits, notes)),
+        Section(
+            "Further metrics",
+            "metrics",
+            [Block(FURTHER + notes, table, heading=table.label) for table in tables.further_metrics(fits)],
+        ),
         Section(
             "Sources and targets",
             "gains",
@@ -445,9 +448,9 @@ def _milestones(study: Study, notes: str) -> list[Block]:
     for row in study.milestones:
         rows.setdefault(metric_of.get(row["target"], units.ACCURACY), []).append(row)
     return [
-        block
+        Block(_filled(MILESTONES, metric) + notes, table)
         for metric, members in rows.items()
-        for block in _table_block(_filled(MILESTONES, metric) + notes, tables.milestones(members, metric))
+        if (table := tables.milestones(members, metric)).rows
     ]
 
 
@@ -505,16 +508,6 @@ def _single_comparisons(others: Sequence[Comparison], notes: str) -> list[Block]
         for against, level in levels.items()
         for metric, members in _by_metric([each for each in others if each.against == against]).items()
     ]
-
-
-def _table_block(caption: str, table: Table) -> list[Block]:
-    """The table as a block; no block if it has no rows."""
-    return [Block(caption, table)] if table.rows else []
-
-
-def _further_metrics(fits: Sequence[Result], notes: str) -> list[Block]:
-    """The tables of the metrics that were measured beside the one that verdicts are of."""
-    return [Block(FURTHER + notes, table, heading=table.label) for table in tables.further_metrics(fits)]
 
 
 def _kept(fits: Sequence[Result], notes: str) -> list[Block]:
