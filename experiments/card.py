@@ -84,7 +84,7 @@ class CardFlags:
         None, "the folder of the card, new, or that of the same card; needed", place="new", role="local"
     )
     transfers: tuple[str, ...] = flag((), "which transfers of the version; default all that have reference scores")
-    explore: bool = flag(False, "tell of the items that explore alone: no verdict, and nothing is counted")
+    explore: bool = flag(False, "look at the test items that explore alone: no verdict, and nothing is counted")
     reference: str | None = flag(
         None,
         "the folder of a version: a flagfile a transfer, and scores; default the one that is shipped",
@@ -176,14 +176,14 @@ def _make_card(
     directory.write_record(place.output / "about.json", about)
     transfers, left_out = _transfers(options, folder, known)
     began = time.monotonic()
+    places = [_prepared_for(transfer, place) for transfer, _ in transfers]  # before the checks let JAX find its devices
     from tljax import audit  # after the flags are read, so that help is quick
 
     console.say(f"{place.version}: the proofs of {strategy.label}")
     proofs = audit.check_strategy(options.strategy)
     parts: list[OnTransfer] = []
     anchors: dict[str, int] = {}
-    for transfer, reference in transfers:
-        prepared = _prepared_for(transfer, place)
+    for (transfer, reference), prepared in zip(transfers, places, strict=True):
         try:
             arm, items, test_sets = _arm(transfer, options.strategy, prepared)
         except InputError as error:
@@ -196,10 +196,10 @@ def _make_card(
         anchors[transfer.name] = _anchor(transfer, reference, prepared)
     if not parts:
         raise InputError(f"no transfer has a card of '{strategy.label}': {'; '.join(dict.fromkeys(left_out.values()))}")
-    order = 0 if options.explore else _counted(place.version, strategy.code, parts)
+    order = 0 if options.explore else _counted(place.version, parts)
     from experiments.pages import strategy_card as page  # draws: matplotlib takes a second to import
 
-    told = page.Told(
+    contents = page.Contents(
         place.version,
         _shown(strategy.label, options.strategy),
         options.strategy,
@@ -213,7 +213,7 @@ def _make_card(
         directory.environment({}),
         time.monotonic() - began,
     )
-    record = page.write(place.output, told)
+    record = page.write(place.output, contents)
     if failed := [check for check in proofs if check.passed is False]:
         raise InputError(f"'{strategy.label}' is refuted by {len(failed)} of {len(proofs)} checks: see {page.NAME}")
     return record
@@ -274,7 +274,7 @@ def _anchor(transfer: Transfer, reference: Reference, place: Place) -> int:
     return int(((predicted == labels) != arm.target[0]).sum())
 
 
-def _counted(version: str, code: str, parts: Sequence[OnTransfer]) -> int:
+def _counted(version: str, parts: Sequence[OnTransfer]) -> int:
     """Which strategy this is, from 1, whose verdict on the items that confirm is looked at by this user here.
 
     It is counted in the cache of looks, by what the fits predict: a strategy under another name is the same. 1 where
@@ -303,9 +303,9 @@ def _values(transfer: Transfer, place: Place) -> dict[str, Any]:
     flags = {**transfer.flags, **place.more}
     if not flags.get("source"):
         return flags
-    own = {name: value for name, value in flags.items() if name not in ("target", "train_examples", "strategies")}
+    of_source = {name: value for name, value in flags.items() if name not in ("target", "train_examples", "strategies")}
     seeds = (*flags["seeds"], *transfer.tuning_seeds)
-    settings = Settings.from_flags(**{**own, "seeds": seeds, "validation": 0.0})
+    settings = Settings.from_flags(**{**of_source, "seeds": seeds, "validation": 0.0})
     task = plan.source_task(settings)
     planned = plan.planned_sources(settings, task)
     digest = plan.group_name(result.key for result in planned.values())
@@ -327,7 +327,7 @@ def _arm(transfer: Transfer, text: str, place: Place) -> tuple[Arm, JudgedItems,
     end = _end_of(tried)
     key = _key(tried, transfer, end)
     file = place.output / "arms" / transfer.name / f"{plan.file_name(label)}.json"
-    evals = _evaluations(tried, transfer.shift)
+    evals = _evaluations(tried, transfer)
     test_sets = _test_sets(tried, evals, transfer.shift)
     known = directory.read_record(file)
     if known is not None and known["key"] == key:
@@ -450,10 +450,10 @@ def _tried(
 # ---- Scores of the fits
 
 
-def _evaluations(experiment: Experiment, shift: str) -> list[evaluations.Evaluation]:
-    """The test sets of the source and of the shift, whose scores of items are kept."""
-    every = evaluations.read(experiment.settings, ["source", *([shift] if shift else [])], [experiment], keep=True)
-    return [each._replace(keep=True) for each in every]
+def _evaluations(experiment: Experiment, transfer: Transfer) -> list[evaluations.Evaluation]:
+    """The test sets of a source that is trained here and of the shift, whose scores of items are kept."""
+    names = [*(["source"] if transfer.flags.get("source") else []), *([transfer.shift] if transfer.shift else [])]
+    return [each._replace(keep=True) for each in evaluations.read(experiment.settings, names, [experiment], keep=True)]
 
 
 def _test_sets(

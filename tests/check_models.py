@@ -22,7 +22,7 @@ MODELS = (
     "vit:width=16:depth=3:heads=2:patch=4:pool=mean:position=sine:scan=true",
     "resnet:depth=10:width=8",
     "resnet:depth=14:width=8:norm=group:groups=4:stem=small",
-    "efficientnet_lite:width=0.25",
+    "efficientnet_lite:width=0.1:depth=0.25",
 )
 PRESETS = (
     "top:per=leaf:share=0.01:on=**/kernel",

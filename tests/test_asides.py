@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from tljax.study import asides, statistics
+from tljax.study.milestones import milestones
 from tljax.study.results import Result
 from tljax.study.verdicts import Cell, compared, conditions_of
 
@@ -133,6 +135,25 @@ def test_at_equal_cost_scratch_is_where_its_curve_was_then():
     assert asides.equal_costs(fits, {}) == []
     later = {name: {key: values[1:] for key, values in curve.items()} for name, curve in CURVES.items()}
     assert next((each.strategy, each.flops) for each in asides.equal_costs(fits, later)) == ("cheap", None)
+
+
+def test_at_equal_cost_and_at_a_threshold_both_sides_are_of_the_examples_of_the_curve():
+    """Curves are of the validation split: an end on a shifted test set, 0.4 lower, is not held against them."""
+    ends = {"scratch": 0.5, "cheap": 0.5, "dear": 0.5}
+    fits = [
+        fit(name, seed, end - 0.4, step_flops=4.0, validation_accuracy=end + 0.01 * seed)
+        for name, end in ends.items()
+        for seed in range(3)
+    ]
+    cheap, dear = asides.equal_costs(fits, CURVES)
+    assert cheap.flops[0] == dear.flops[0] == pytest.approx(0.0, abs=1e-12)
+    with_other = [each if each.strategy != "cheap" else replace(each, validation_accuracy=None) for each in fits]
+    assert [each.strategy for each in asides.equal_costs(with_other, CURVES)] == ["dear"]
+    # Scratch ends with 0.51 in the mean, which two of three curves reach at their end; of the test set it would be 0.1.
+    assert [each.time_to_threshold[0] for each in asides.milestones(fits, CURVES)] == [100.0, 100.0, 100.0]
+    rows = milestones([replace(each, seconds=1.0) for each in fits], CURVES)
+    assert [row["time_to_threshold"] for row in rows] == [100.0] * 3
+    assert [row["asymptote"] for row in rows] == pytest.approx([0.1] * 3)
 
 
 def test_the_median_lies_between_its_order_statistics_as_often_as_is_said():

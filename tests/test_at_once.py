@@ -53,7 +53,8 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 def test_a_full_disk_loses_no_entry_of_the_ledger_and_the_claim_is_tested_once(tasks, tmp_path, monkeypatch, capsys):
     """At the first line, at the registration, and when the claim was tested and is to be written down."""
     file, claim, write = tmp_path / "ledger.jsonl", tmp_path / "claim.json", os.pwrite
-    says = {**SAYS, "design": {"seeds": "4-6", "train_examples": "all"}}
+    target = {"target": str(tasks / "clothes.npz")}
+    says = {**SAYS, "claim": {**SAYS["claim"], **target}, "design": {"seeds": "4-6", "train_examples": "all"}}
     claim.write_text(json.dumps(says))
     argv = line(tasks, tmp_path, "w", "--confirm", f"--registration={claim}", seeds=(4, 5, 6))
     for attempt, room in enumerate((0, 1, 1)):

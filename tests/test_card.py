@@ -30,7 +30,7 @@ def arm(name, chance, seed, source=True, diverged=()):
     return Arm(name, 0.1, right[0], kept, right[2], diverged, ((0.5, 0.6), (0.7, 0.8)), explored, cost, "last")
 
 
-def part(own, others, groups=None, masks=None):
+def part(mine, others, groups=None, masks=None):
     rng = np.random.default_rng(9)
     order = rng.permutation(ITEMS)
     halves = {"explore": np.sort(order[:30]), "confirm": np.sort(order[30:])}
@@ -40,14 +40,14 @@ def part(own, others, groups=None, masks=None):
     transfer = Transfer("a_b", "a to b", flags, "b:blur=1", (0.1, 1.0), (7, 8), 1.0, "")
     items = JudgedItems("a", "b", np.arange(ITEMS) % 3, groups, halves, 15)
     arms = {each.strategy: each for each in others}
-    reference = Reference(arms, {}, masks, ("", "", ""), (0.9,) * len(SEEDS), ENVIRONMENT, "")
-    return OnTransfer(transfer, items, own, reference)
+    reference = Reference(arms, {}, masks, ("b", "a", "c"), (0.9,) * len(SEEDS), ENVIRONMENT, "")
+    return OnTransfer(transfer, items, mine, reference)
 
 
-def told(parts, explore=False, proofs=(), strategy="mine", order=1, environment=ENVIRONMENT):
+def contents(parts, explore=False, proofs=(), strategy="mine", order=1, environment=ENVIRONMENT):
     anchors = {each.transfer.name: 0 for each in parts}
     more = strategy, f"{strategy}.py:strategy", "c0de", tuple(parts), {}, proofs, anchors
-    return page.Told("tiny-cards-1", *more, explore, order, environment, 1.0)
+    return page.Contents("tiny-cards-1", *more, explore, order, environment, 1.0)
 
 
 OTHERS = (arm("scratch", 0.5, 1, source=False), arm("full", 0.6, 2), arm("head_only", 0.8, 3))
@@ -64,99 +64,109 @@ def test_bits_are_those_that_were_packed(items):
 
 
 def test_an_arm_is_read_as_it_was_written_and_one_other_item_changes_its_digest():
-    own = arm("mine", 0.7, 4, diverged=(2,))
-    again = strategy_cards.arm_from_record(json.loads(json.dumps(strategy_cards.arm_to_record(own))))
-    assert strategy_cards.digest(again) == strategy_cards.digest(own)
+    mine = arm("mine", 0.7, 4, diverged=(2,))
+    again = strategy_cards.arm_from_record(json.loads(json.dumps(strategy_cards.arm_to_record(mine))))
+    assert strategy_cards.digest(again) == strategy_cards.digest(mine)
     assert (
-        again.cost == own.cost and again.trials == own.trials and np.allclose(again.explored, own.explored, atol=1e-6)
+        again.cost == mine.cost
+        and again.trials == mine.trials
+        and np.allclose(again.explored, mine.explored, atol=1e-6)
     )
-    own.source[1, 3] ^= True
-    assert strategy_cards.digest(again) != strategy_cards.digest(own)
+    mine.source[1, 3] ^= True
+    assert strategy_cards.digest(again) != strategy_cards.digest(mine)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_gains_are_differences_of_items_of_their_half_and_intervals_those_of_statistics(grouped):
     groups = np.arange(ITEMS) // 3 if grouped else None
-    own = arm("mine", 0.9, 4)
-    this = part(own, OTHERS, groups)
-    record = page.numbers(told([this]))["transfers"]["a_b"]
+    mine = arm("mine", 0.9, 4)
+    this = part(mine, OTHERS, groups)
+    record = page.numbers(contents([this]))["transfers"]["a_b"]
     for half in ("explore", "confirm"):
         rows = this.items.halves[half]
-        wanted = own.target[:, rows].astype(float) - OTHERS[0].target[:, rows]
+        wanted = mine.target[:, rows].astype(float) - OTHERS[0].target[:, rows]
         interval = statistics.crossed(wanted, 0.95, None if groups is None else groups[rows])
         compared = record["from_scratch"][half]
         assert compared["mean"] == pytest.approx(wanted.mean(), abs=1e-12)
         assert (compared["low"], compared["high"]) == pytest.approx(interval[1:3], abs=1e-9)
-        assert record["accuracy"][half] == pytest.approx(own.target[:, rows].mean())
+        assert record["accuracy"][half] == pytest.approx(mine.target[:, rows].mean())
     assert record["from_scratch"]["confirm"]["word"] == "positive" and record["from_scratch"]["explore"]["word"] == ""
     rows = this.items.halves["confirm"]
     for other in OTHERS[1:]:
-        wanted = (own.target[:, rows].astype(float) - other.target[:, rows]).mean()
+        wanted = (mine.target[:, rows].astype(float) - other.target[:, rows]).mean()
         assert record["from_others"][other.strategy]["mean"] == pytest.approx(wanted, abs=1e-12)
     assert record["rank"] == {"place": 1, "of": 4, "best": "head_only"}
-    assert record["retention"] == pytest.approx(own.source.mean(1), abs=1e-6)
-    assert record["shift"] == pytest.approx(own.shift.mean(1), abs=1e-6)
+    assert record["retention"] == pytest.approx(mine.source.mean(1), abs=1e-6)
+    assert record["shift"] == pytest.approx(mine.shift.mean(1), abs=1e-6)
 
 
 def test_the_best_and_the_rank_are_of_the_items_that_explore_alone():
-    own, best = arm("mine", 0.7, 4), arm("best", 0.5, 5)
-    this = part(own, [*OTHERS, best])
+    mine, best = arm("mine", 0.7, 4), arm("best", 0.5, 5)
+    this = part(mine, [*OTHERS, best])
     best.target[:, this.items.halves["explore"]] = True
     best.target[:, this.items.halves["confirm"]] = False
     place, many, name = strategy_cards.rank(this)
     means = [each.target[:, this.items.halves["explore"]].mean() for each in (*OTHERS, best)]
-    wanted = 1 + sum(mean > own.target[:, this.items.halves["explore"]].mean() for mean in means)
+    wanted = 1 + sum(mean > mine.target[:, this.items.halves["explore"]].mean() for mean in means)
     assert (place, many, name) == (wanted, 5, "best")
 
 
 def test_a_fit_that_diverged_counts_as_the_commonest_class_of_its_half():
-    own = arm("mine", 0.9, 4, diverged=(1,))
-    own.target[1] = False
-    this = part(own, OTHERS)
+    mine = arm("mine", 0.9, 4, diverged=(1,))
+    mine.target[1] = False
+    this = part(mine, OTHERS)
     rows = this.items.halves["confirm"]
     share = np.bincount(this.items.labels[rows]).max() / len(rows)
-    of_fits = [share if i == 1 else own.target[i, rows].mean() for i in range(len(SEEDS))]
+    of_fits = [share if i == 1 else mine.target[i, rows].mean() for i in range(len(SEEDS))]
     wanted = np.mean(of_fits) - OTHERS[0].target[:, rows].mean()
-    record = page.numbers(told([this]))
+    record = page.numbers(contents([this]))
     assert record["transfers"]["a_b"]["from_scratch"]["confirm"]["mean"] == pytest.approx(wanted, abs=1e-12)
     assert record["transfers"]["a_b"]["diverged"] == 1
-    assert any("1 fits of a_b diverged" in line for line in page.notes(record, told([this])))
+    assert any("1 fits of a_b diverged" in line for line in page.notes(record, contents([this])))
 
 
 def test_the_percentile_is_among_masks_of_nearest_size():
-    own = arm("mine", 0.9, 4)
-    own.explored[:] = 0.65
+    mine = arm("mine", 0.9, 4)
+    mine.explored[:] = 0.65
     masks = Masks(np.array([7] * 8 + [900] * 8), np.stack([np.full((2, 2, 2), value) for value in np.arange(16) / 10]))
-    this = part(own, OTHERS, masks=masks)
+    this = part(mine, OTHERS, masks=masks)
     assert strategy_cards.percentile(this) == (100 * 7 / 8, 8)
-    assert strategy_cards.percentile(part(own, OTHERS)) is None
+    assert strategy_cards.percentile(part(mine, OTHERS)) is None
 
 
 def test_who_explores_is_told_nothing_of_the_items_that_confirm():
-    own = arm("mine", 0.9, 4)
-    this = part(own, OTHERS)
-    before = json.dumps(page.numbers(told([this], explore=True))["transfers"]["a_b"]["from_scratch"])
-    record = page.numbers(told([this], explore=True))
-    own.target[:, this.items.halves["confirm"]] = False
-    after = page.numbers(told([this], explore=True))
+    mine = arm("mine", 0.9, 4)
+    this = part(mine, OTHERS)
+    before = json.dumps(page.numbers(contents([this], explore=True))["transfers"]["a_b"]["from_scratch"])
+    record = page.numbers(contents([this], explore=True))
+    mine.target[:, this.items.halves["confirm"]] = False
+    after = page.numbers(contents([this], explore=True))
     assert json.dumps(after["transfers"]["a_b"]["from_scratch"]) == before and "confirm" not in before
     for name in ("accuracy", "from_others", "rank"):
         assert after["transfers"]["a_b"][name] == record["transfers"]["a_b"][name]
+    rotated = np.random.default_rng(3).random((len(SEEDS), ITEMS)) < 0.5
+    arms = {name: each._replace(shift=~rotated) for name, each in this.reference.arms.items()}
+    of_same_items = this.reference._replace(test_sets=("b", "a", "b"), arms=arms)
+    this = this._replace(arm=mine._replace(shift=rotated), reference=of_same_items)
+    rows = this.items.halves["explore"]
+    for explore, wanted in ((True, rotated[:, rows]), (False, rotated)):
+        shown = page.numbers(contents([this], explore=explore))["transfers"]["a_b"]["shift"]
+        assert shown == pytest.approx(wanted.mean(1), abs=1e-6)
 
 
 def test_the_page_says_other_versions_a_refuted_check_other_rounding_and_how_many_were_looked_at(tmp_path, capsys):
     this = part(arm("mine", 0.9, 4), OTHERS)
     newer = {**ENVIRONMENT, "versions": {"tljax": "0", "jax": "2"}}
-    card_of = told([this], proofs=(Check("frozen stays", False, "it moved"),), order=3, environment=newer)
-    page.write(tmp_path, card_of._replace(anchors={"a_b": 4}))
+    card_contents = contents([this], proofs=(Check("frozen stays", False, "it moved"),), order=3, environment=newer)
+    page.write(tmp_path, card_contents._replace(anchors={"a_b": 4}))
     text, html = capsys.readouterr().out, (tmp_path / page.NAME).read_text(encoding="utf-8")
-    for said in (
+    for words in (
         "jax 2 here, 1 in the shipped scores",
         "4 items of a_b",
         "strategy 3 whose verdict",
         "REFUTED: 1 of 1",
     ):
-        assert said in text and said in html
+        assert words in text and words in html
     assert "REFUTED: frozen stays: it moved" in text and "refuted by its own checks" in html
     assert (tmp_path / "card.bib").read_text(encoding="utf-8") in text.replace("\r", "")
     assert directory.read_record(tmp_path / "card.json")["other_versions"] == ["jax 2 here, 1 in the shipped scores"]
@@ -284,15 +294,15 @@ def test_a_newcomers_card_is_the_same_twice_and_its_numbers_follow_from_the_bits
     of_transfer = first["transfers"]["digits_clothes"]
     assert of_transfer["anchor_items_differ"] == 0 and first["other_versions"] == []
     [file] = (tmp_path / "one" / "arms" / "digits_clothes").glob("*.json")
-    own, reference = json.loads(file.read_text()), json.loads((version / "digits_clothes.json").read_text())
+    mine, reference = json.loads(file.read_text()), json.loads((version / "digits_clothes.json").read_text())
     scratch = next(each for each in reference["arms"] if each["strategy"] == "scratch")
-    right, base = (strategy_cards.unpacked(each["target"]) for each in (own, scratch))
+    right, base = (strategy_cards.unpacked(each["target"]) for each in (mine, scratch))
     folder = tmp_path / "one" / "fits" / "digits_clothes"
     [run] = [each for each in folder.iterdir() if each.name != "anchor"]
     lines = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     assert right.mean(1) == pytest.approx([line["test_accuracy"] for line in lines])
-    chosen = np.mean(own["trials"], axis=1).argmax()
-    assert own["rate"] == (0.01, 0.3)[chosen]
+    chosen = np.mean(mine["trials"], axis=1).argmax()
+    assert mine["rate"] == (0.01, 0.3)[chosen]
     task_rows = {half: of_transfer["from_scratch"][half] for half in ("explore", "confirm")}
     means = (right.astype(float) - base).mean()
     counts = {half: each["items"] for half, each in task_rows.items()}

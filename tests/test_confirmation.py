@@ -280,7 +280,7 @@ def line(tasks, folder, name, *more, **flags):
 def test_a_claim_is_explored_registered_and_confirmed_once(tasks, tmp_path, capsys):
     compare.main(line(tasks, tmp_path, "explored", "--explore", strategies=("full", "head_only")))
     said = " ".join(capsys.readouterr().out.split())
-    assert "0 other strategies had been tried on the test set" in said
+    assert "by this ledger 0 other strategies had been tried on the test set" in said
     explored = results(tmp_path / "explored")
     page = (tmp_path / "explored" / "report.md").read_text()
     assert "explore: 20 of 40 test examples" in page and page.split("\n\n")[1].startswith(confirmation.EXPLORED)

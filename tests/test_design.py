@@ -1,5 +1,7 @@
 """The design before a study: what seeds and items contribute, the seeds that a verdict takes, the primary family."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -191,6 +193,14 @@ def test_a_design_is_printed_with_the_flags_of_the_one_that_decides_most(capsys)
     assert "--primary_family=full" in text and "--seeds=4-" in text
     design_page.show([as_read(table, groups={"b": np.arange(1000) // 10})], Judging(margin=2.0), 30)
     assert "se of groups" in capsys.readouterr().out
+    part = as_read(table)
+    rows = [
+        replace(row, steps=100, source_steps=150, source_accuracy=0.5 + row.seed if row.source else None)
+        for row in part.rows
+    ]
+    design_page.show([part._replace(rows=rows)], Judging(margin=2.0), 30)
+    assert "a source as 1.5" in (counted := capsys.readouterr().out)
+    assert "sources not" in text and counted != text
     with pytest.raises(InputError, match=r"nothing of this run can be judged: .* one group"):
         design_page.show([as_read(table, groups={"b": np.zeros(1000, int)})], Judging(), 30)
 

@@ -97,6 +97,17 @@ def test_many_comparisons_are_as_many_single_ones_and_wider():
     assert verdict.warning.startswith("Two draws of labels say little")
 
 
+def test_means_correlate_as_seeds_draws_and_items_say_where_all_is_known():
+    both = [[1.0, 0.5], [0.5, 1.0]]
+    values = [part * np.array(both) for part in (400.0, 300.0, 200.0)] + [part * np.eye(2) for part in (5.0, 4, 3, 2)]
+    found = statistics.correlations_of_draws(statistics.SquaresOfDraws(*values), 500, 500, 500)
+    total = 900 - 5 - 4 - 3 + 2
+    assert found[0, 1] == pytest.approx(450 / total, rel=0.01) and found[0, 0] == pytest.approx(1)
+    values[3] = 100 * np.array(both)
+    less = statistics.correlations_of_draws(statistics.SquaresOfDraws(*values), 500, 500, 500)
+    assert less[0, 1] == pytest.approx((450 - 50) / (total - 95), rel=0.01)
+
+
 @pytest.mark.parametrize(("shape", "words"), [((1, 3, 9), "two seeds"), ((3, 1, 9), "1 draw of labels")])
 def test_one_seed_or_one_draw_says_nothing_of_others(shape, words):
     with pytest.raises(InputError, match=words):

@@ -1,4 +1,4 @@
-"""HOWTO.md is true: every recipe runs, and does what its heading says."""
+"""experiments/HOWTO.md is true: every recipe runs, and does what its heading says."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from experiments import apply, compare, export, pretrain, transfer
 from tljax import checkpoint, masks
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "HOWTO.md").read_text(encoding="utf-8")
+TEXT = (ROOT / "experiments" / "HOWTO.md").read_text(encoding="utf-8")
 LIBRARY, PROGRAMS = TEXT.partition("## With the programs")[::2]
 MAINS = {
     f"experiments.{name}": program.main

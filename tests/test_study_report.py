@@ -129,7 +129,7 @@ def test_accuracies_are_means_over_seeds(whole):
 
 def test_milestones_keep_their_words(whole):
     head, _, row = cells(whole, "Milestones")
-    assert head[1:5] == ["Labels", "Jump-start (points)", "Asymptote (%)", "Steps to threshold"]
+    assert head[1:5] == ["Labels", "Jump-start (points)", "End (%)", "Steps to threshold"]
     assert row[:7] == ["full", "10", "not defined", "81.25", ">600", "75.00", "\N{EN DASH}"]
     assert row[7:] == ["1.5e+12 4.5e+13", "12.3 80.0"]
 

@@ -96,7 +96,7 @@ def test_a_run_until_decided_killed_between_and_in_rounds_has_the_bits_of_one_th
     assert seeds["full"] != seeds["head_only"]  # what is decided stopped
     record = directory.read_record(whole / "study.json")
     assert record["judging"]["until"] == "decided"
-    assert "seeds were added until each verdict was decided" in (whole / "report.md").read_text()
+    assert "seeds were added until no verdict was open" in (whole / "report.md").read_text()
     shutil.rmtree(tmp_path / "cache")
     calls, train = [0], fit.within
 

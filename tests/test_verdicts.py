@@ -310,7 +310,11 @@ def test_a_sentence_says_no_more_than_its_numbers():
         text, _, end = comparisons.sentence(family, 0.95).rpartition(" (a margin of ")
         sizes = {each.strategy: each.size for each in family}
         assert end.startswith(f"{100 * margin:g} points, 95 % for all")
-        assert ("by a narrower interval" in end) == ("within" in sizes.values())
+        beyond = [each for each in family if each.size == "within" and max(-each.low, each.high) >= margin]
+        assert [each.strategy for each in beyond] == re.findall(r"(\S+) by its 90 % interval", end)
+        for each, ends in zip(beyond, re.findall(r"90 % interval, (\S+) to (\S+?)(?=\)|,| and )", end), strict=True):
+            low, high = map(float, ends)
+            assert 100 * each.low < low and high < 100 * each.high and max(-low, high) < 100 * margin
         named = []
         for clause in text.split("; "):
             words, _, rest = clause.partition(": ")
@@ -355,7 +359,30 @@ def test_levels_and_p_are_those_of_all_that_is_judged_together():
     assert comparison.p == pytest.approx(min(1, 6 * alone.p)) and 0 < alone.p < 1
     study = compare_page.judged([as_read(only)], Judging(2.0, 0.9, looks=2), [])
     text = visible(pages.render(compare_page.sections(study, {}), title="t", lead="", provenance=pages.Provenance()))
-    assert "with simultaneous 95 % intervals" in text and "p, adjusted" in text
+    assert "with simultaneous 95 % intervals over all rows of a target." in text and "p, adjusted" in text
+
+
+def test_what_stands_beside_the_verdicts_has_the_level_that_is_printed():
+    """Over two targets the verdicts share the errors; what stands beside them is of 95 % each target, and says so."""
+    parts, table = [], {}
+    for target in ("b", "c"):
+        of_target = {cell("scratch", target=target): fits([0.5, 0.52, 0.49, 0.5], 1000)}
+        of_target |= {cell("full", target=target): fits([0.56, 0.55, 0.6, 0.58], 1000, seed=1)}
+        of_target |= {cell("lp_ft", target=target): fits([0.52, 0.5, 0.55, 0.5], 1000, seed=2)}
+        parts.append(as_read(of_target)._replace(labels={target: np.ones(1000, int)}))
+        table |= of_target
+    judged = compare_page.judged(parts, Judging(2.0), [])
+    assert judged.family[0].level == pytest.approx(0.975) and judged.asides.level == 0.95
+    pairs = [each for each in judged.asides.pairs if each.target == "b"]
+    pair = min(pairs, key=lambda each: each.high - each.low)
+    first, second = (
+        np.array([table[cell(name, target="b")][i] for i in range(4)], float) for name in (pair.strategy, pair.against)
+    )
+    alone, bonferroni = (statistics.crossed(first - second, 1 - 0.05 / m) for m in (1, len(pairs)))
+    assert alone.high - alone.low < pair.high - pair.low < 1.01 * (bonferroni.high - bonferroni.low)
+    text = visible(pages.render(compare_page.sections(judged, {}), title="t", lead="", provenance=pages.Provenance()))
+    assert "with simultaneous 97.5 % intervals over all rows of a target (95 % over the 2 targets)" in text
+    assert "all intervals of a target hold together at 95 %" in text and "together at 97.5 %" not in text
 
 
 def test_the_reason_of_a_refusal_is_the_reason():
@@ -706,7 +733,10 @@ def test_every_pinned_stream_is_told(stream, tasks):
 
 
 def test_at_all_labels_it_is_about_one_training_set(tasks):
-    sentence = "which is every training example, no draw varies: what is said there is of this one training set"
+    sentence = (
+        "which is every training example, no draw varies: what is said there, and in an area as far as that is of it, "
+        "is of this one training set"
+    )
     assert f"at all, {sentence}" in speaks(tasks)
     assert f"at 120, {sentence}" in speaks(tasks, train_examples=("4/class", "120"))  # all there are, by another name
     assert not any(sentence in note for note in speaks(tasks, train_examples=("4/class",)))

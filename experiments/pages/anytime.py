@@ -8,7 +8,7 @@ from tljax.study.summary import listed
 from tljax.study.verdicts import Comparison, named_among
 
 CAPTION = (
-    " The intervals hold at every number of pairs at once, for seeds were added until a verdict was decided: a "
+    " The intervals hold at every number of pairs at once, for seeds were added until no verdict was open: a "
     "confidence sequence over seeds, t mixed over true differences (arXiv:2310.03722), and an interval over test "
     "examples, which all seeds share. They are wider for it than those of a number of seeds that was planned. Power is "
     "of such a number, and not defined here."
@@ -30,7 +30,7 @@ def notes(family: Sequence[Comparison]) -> list[str]:
         fits.setdefault(comparison.fits, []).append(named_among(comparison, judged))
     seeds = [f"{count} of {listed(names)}" for count, names in sorted(fits.items())]
     texts = [
-        f"seeds were added until each verdict was decided: {'; '.join(seeds)}. Intervals hold at any number of seeds "
+        f"seeds were added until no verdict was open: {'; '.join(seeds)}. Intervals hold at any number of seeds "
         f"({100 - 100 * ITEMS:g} % of the errors are the seeds', {100 * ITEMS:g} % the test items') and are wider for "
         "it; a mean at which somebody stops lies on average farther from 0 than the truth"
     ]
@@ -39,8 +39,9 @@ def notes(family: Sequence[Comparison]) -> list[str]:
         halves = {name: units.difference(each.metric, each.items_part or 0.0) for name, each in parts.items()}
         shown = [f"{name} {half.lstrip('+')}" for name, half in halves.items()]
         texts.append(
-            f"the test items alone leave a half-width above the margin ({', '.join(shown)}): no number of seeds would "
-            "show that such a difference does not matter; more test items would"
+            f"the test items alone leave a half-width above the margin ({', '.join(shown)}), with what the test allows "
+            "for items, or groups of them, unlike those there are: no number of seeds would show that such a "
+            "difference does not matter; more test items would, of more groups where they are in groups"
         )
     return texts
 

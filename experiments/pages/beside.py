@@ -20,8 +20,8 @@ EXPLORATORY = " Nothing of this table was named before the run: it is explorator
 SPREAD = (
     "How pairs of fits spread on these test examples, over the budgets of the verdicts: the standard deviation over "
     "pairs, the difference in such deviations, and the share of pairs in which the strategy is better, ties counting "
-    "half, with its exact 95 % interval. A share of 0.75 or more is what Bouthillier et al. (arXiv:2103.03098) propose "
-    "to call meaningful."
+    "half, with its exact 95 % interval. Bouthillier et al. (arXiv:2103.03098) call a difference significant where "
+    "that interval lies above 0.5, and meaningful too where its upper end exceeds 0.75; a share alone says neither."
 )
 BUDGETS = (
     "Differences from {base} in {unit} at every number of labels; all intervals of a target hold together at {level} %."
@@ -36,13 +36,16 @@ CLASSES = (
 )
 COSTS = (
     "The strategy at its end less scratch when that had cost as much, in {unit}: FLOPs, and seconds, of fits on the "
-    "target, along scratch's learning curve, of which nothing is known before it was first evaluated. Intervals "
-    "are of {level} % each, over seeds on these test examples. A > says that scratch ended before it had cost as much: "
-    "its end stands there. Seconds are those of a fit in its group."
+    "target, along scratch's learning curve, of which nothing is known before it was first evaluated. Both are of "
+    "{curve}. Intervals are of {level} % each, over seeds on these examples. A * says that scratch ended before it had "
+    "cost as much: its end stands there. FLOPs are those of steps; features of frozen stages, which are computed once "
+    "for all fits that share them, are left out. Seconds were measured once for all fits of a group, under whatever "
+    "ran beside them; the intervals take them as known."
 )
 MILESTONES = (
-    "Intervals of the milestones, of {level} % each, over seeds on these test examples: Student's t of the means; of "
-    "the median number of steps to the threshold the order statistics that hold it with the probability below."
+    "Intervals of the milestones, of {level} % each, over seeds on the same examples: Student's t of the means; of "
+    "the median number of steps to the threshold the order statistics that hold it with the probability below. The end "
+    "is of the test set, area and steps are of {curve}; the threshold is what scratch ends with there in the mean."
 )
 
 
@@ -67,8 +70,7 @@ def of_study(
 def sections(study: Study, classes: Mapping[str, Sequence[str]], notes: str) -> list[Section]:
     """The sections of a page; their blocks are [] where nothing is known."""
     known: asides.Asides = study.asides or asides.Asides()
-    level = f"{100 * study.family[0].level:.4g}" if study.family else ""
-    words = {"base": base_of(study.family), "level": level}
+    words = {"base": base_of(study.family), "level": f"{100 * known.level:.4g}", "curve": curve_of(study.rows)}
     metric_of = {fit.target: of_results.metric(fit) for fit in study.rows}
     tabled = [
         *_blocks(SPREAD, _spreads(known.spreads), words, notes),
@@ -92,8 +94,17 @@ def _by_metric(
     blocks = []
     for metric in dict.fromkeys(comparison.metric for comparison in comparisons):
         members = [comparison for comparison in comparisons if comparison.metric == metric]
-        blocks += _blocks(caption, make(members), {**words, "unit": _unit(metric)}, notes)
+        level = f"{100 * members[0].level:.4g}"
+        blocks += _blocks(caption, make(members), {**words, "unit": _unit(metric), "level": level}, notes)
     return blocks
+
+
+def curve_of(rows: Sequence[Result]) -> str:
+    """What examples the learning curves of these fits are of."""
+    held_out = {of_results.validation_score(fit) is not None for fit in rows if not fit.diverged}
+    if held_out == {True}:
+        return "the validation split, as learning curves are"
+    return "these test examples" if held_out != {True, False} else "the validation split where a fit has one"
 
 
 def _unit(metric: Metric) -> str:
@@ -188,7 +199,7 @@ def _costs(
 def _costs_of(metric: Metric, costs: Sequence[asides.EqualCost]) -> Table:
     rows = []
     for cost in costs:
-        marks = [">" if longer else "" for longer in cost.longer]
+        marks = ["*" if longer else "" for longer in cost.longer]
         cells = [
             Cell(cost.strategy),
             Cell(tables.count(cost.budget)),
@@ -213,7 +224,7 @@ def _milestones(known: Sequence[asides.Milestones], metric_of: Mapping[str, Metr
         ]
         if len({cell.text for cell in cells[2:]}) > 1 or cells[2].text != tables.NOTHING:
             rows.append((tables.place(each.source, each.target), cells))
-    columns = ["Strategy", "Labels", "Asymptote", "Area", "Median steps to threshold"]
+    columns = ["Strategy", "Labels", "End", "Area", "Median steps to threshold"]
     return Table("Milestones with intervals", columns, tables.grouped(rows))
 
 

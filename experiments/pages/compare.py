@@ -13,6 +13,7 @@ from experiments.pages import anytime, beside, export, figures, report, tables, 
 from experiments.pages.report import Block, Provenance, Section, figure
 from experiments.runs import confirmation, console, directory, looks, predictions
 from experiments.runs import judging as judgings
+from experiments.runs.console import Table
 from experiments.runs.judging import Judging, end_notes, margins, to_record, with_margin
 from experiments.runs.predictions import Predictions
 from tljax import files
@@ -100,7 +101,7 @@ def judged(
         [
             *end_notes(judging.end),
             *notes,
-            *_metric_notes(metrics, on),
+            *_metric_notes(metrics, family, on),
             *_source_notes(rows),
             *_look_notes(look, judging),
             *_group_notes(table, by_set["groups"]),
@@ -142,7 +143,7 @@ def _source_notes(rows: Sequence[Result]) -> list[str]:
     ]
 
 
-def _metric_notes(metrics: Mapping[str, Metric], on: str) -> list[str]:
+def _metric_notes(metrics: Mapping[str, Metric], family: Sequence[Comparison], on: str) -> list[str]:
     """Notes on what is judged: the metric where it is not accuracy, which way it is turned, and on what."""
     texts = []
     if on == "retention":
@@ -169,8 +170,9 @@ def _look_notes(look: int, judging: Judging) -> list[str]:
         return []  # every look is allowed
     if look > judging.looks:
         return [
-            f"looked at {look} times with {judging.looks} planned: fits were added after a look, so nothing is judged "
-            "and the intervals only describe; for a verdict train fits of fresh seeds, in a new run directory, and "
+            f"looked at {look} times with {judging.looks} planned: fits like some of these, by what they predict, "
+            "were judged before among others, here or in another run, so nothing is judged and the intervals only "
+            "describe; for a verdict train fits of fresh seeds, in a new run directory, and "
             "plan more --looks"
         ]
     if not look:
@@ -275,12 +277,12 @@ def write(folder: Path, study: Study, classes: Classes, provenance: Provenance |
 # The page
 
 VERDICTS = (
-    "{against}, as differences of the {what} with simultaneous {level} % intervals over all rows of a target. "
+    "{against}, as differences of the {what} with simultaneous {level} % intervals over {together}. "
     "Positive or negative is the direction: the interval lies on one side of 0. The size is a second question: by "
     "more than the margin where the interval lies outside it, by less where the narrower interval of equivalence lies "
     "inside it, else open. Equivalent: the size is within the margin and the direction open; undecided: both are "
-    "open. The p is adjusted for all that is judged together. Powers are ranges, since they are estimated from these "
-    "fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
+    "open. The p is adjusted for all that is judged together. Powers are 90 % ranges, since they are estimated from "
+    "these fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
     "equivalent. Seeds are those that would do each with a chance of 80 % in the same family, with their 90 % range; "
     "out of reach is what no number of seeds does on these test examples."
 )
@@ -305,7 +307,10 @@ CUT = (
     "Test {metric} against how many stages, from the bottom, are kept from the source below the cut; bands are the "
     "range over seeds."
 )
-COST = "What a strategy costs, and its test {metric}: means over seeds, bars the range; FLOPs are of the target's fit."
+COST = (
+    "What a strategy costs, and its test {metric}: means over seeds, bars the range. FLOPs are of the steps of the "
+    "target's fit; features of frozen stages, which are computed once for all fits that share them, are left out."
+)
 SHIFTED = "{Metric} on other test sets against that on the target's own; on the diagonal they are equal."
 FURTHER = "Means over seeds, ranges below them, over the fits that did not diverge; no verdict is of these metrics."
 KEPT = (
@@ -323,11 +328,13 @@ CONFUSION = (
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
 WRONG = "The test images that fits most often take for another class."
 MILESTONES = (
-    "Taylor and Stone's measures of transfer (2009). What has a > was not reached within the steps that were trained. "
-    "A fit that diverged reaches no threshold, and counts as {constant}. "
-    "Costs are those of the target's fit and, below, with the source's. They have no intervals, and no verdict is "
-    "drawn from them. Steps are the median over seeds of the first recorded step at the threshold, which may have been "
-    "reached at any since the one before."
+    "Taylor and Stone's measures of transfer (2009). End, which they call the asymptote, and examples saved are of the "
+    "test set; area and threshold are of {curve}. The threshold is what scratch ends with there in the mean: steps "
+    "with a > did not reach it while they were trained. Examples saved with a > or < lie outside the numbers of labels "
+    "that scratch had. A fit that diverged reaches no threshold, and counts as {constant}. Costs are those of the "
+    "steps of the target's fit and, below, with the source's. They have no intervals, and no verdict is drawn from "
+    "them. Steps are the median over seeds of the first recorded step at the threshold, which may have been reached at "
+    "any since the one before."
 )
 
 
@@ -340,11 +347,7 @@ def sections(study: Study, classes: Classes) -> list[Section]:
     every = [
         Section("Verdicts", "verdicts", _verdicts(study.family, strokes, notes, study.verdict_on)),
         Section(f"{_shared_name(fits)} by label budget", "labels", _scores_by_labels(fits, strokes, notes)),
-        Section(
-            "Further metrics",
-            "metrics",
-            [Block(FURTHER + notes, table, heading=table.label) for table in tables.further_metrics(fits)],
-        ),
+        Section("Further metrics", "metrics", _further_metrics(fits, notes)),
         Section(
             "Sources and targets",
             "gains",
@@ -448,9 +451,11 @@ def _milestones(study: Study, notes: str) -> list[Block]:
     for row in study.milestones:
         rows.setdefault(metric_of.get(row["target"], units.ACCURACY), []).append(row)
     return [
-        Block(_filled(MILESTONES, metric) + notes, table)
+        block
         for metric, members in rows.items()
-        if (table := tables.milestones(members, metric)).rows
+        for block in _table_block(
+            _filled(MILESTONES, metric, curve=beside.curve_of(study.rows)) + notes, tables.milestones(members, metric)
+        )
     ]
 
 
@@ -464,7 +469,8 @@ def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str
     what = f"area under {names} against labels" if area else names if verdict_on == "retention" else f"test {names}"
     level = listed(f"{100 * comparison.level:.4g}" for comparison in family)
     against = f"Against {listed(comparison.against for comparison in family)}"
-    caption = VERDICTS.format(against=against, what=what, level=level) + anytime.caption(family)
+    caption = VERDICTS.format(against=against, what=what, level=level, together=_together(family))
+    caption += anytime.caption(family)
     caption += EXPLORATORY if any(comparison.exploratory for comparison in family) else ""
     table, shared = tables.same(tables.verdicts(family), 6)
     return [
@@ -472,6 +478,17 @@ def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str
         *figure(FOREST + notes, [figures.forest(members) for members in _by_metric(family).values()], "box wide"),
         *figure(BANDS + notes, _bands(family, strokes)),
     ]
+
+
+def _together(family: Sequence[Comparison]) -> str:
+    """Over which rows the intervals of a family hold together, and at what level those of all its targets do."""
+    rows = "the rows of the primary family" if any(comparison.exploratory for comparison in family) else "all rows"
+    targets = {comparison.target for comparison in family}
+    if len(targets) < 2:
+        return f"{rows} of a target"
+    level = next((each.level for each in family if not each.exploratory), family[0].level)
+    over_all = 1 - len(targets) * (1 - level)
+    return f"{rows} of a target ({100 * over_all:.4g} % over the {len(targets)} targets)"
 
 
 def _bands(family: Sequence[Comparison], strokes: figures.Strokes) -> list[figures.Picture | None]:
@@ -508,6 +525,16 @@ def _single_comparisons(others: Sequence[Comparison], notes: str) -> list[Block]
         for against, level in levels.items()
         for metric, members in _by_metric([each for each in others if each.against == against]).items()
     ]
+
+
+def _table_block(caption: str, table: Table) -> list[Block]:
+    """The table as a block; no block if it has no rows."""
+    return [Block(caption, table)] if table.rows else []
+
+
+def _further_metrics(fits: Sequence[Result], notes: str) -> list[Block]:
+    """The tables of the metrics that were measured beside the one that verdicts are of."""
+    return [Block(FURTHER + notes, table, heading=table.label) for table in tables.further_metrics(fits)]
 
 
 def _kept(fits: Sequence[Result], notes: str) -> list[Block]:

@@ -84,17 +84,19 @@ def show_of_run(folder: Path, judging: Judging, typed: Collection[str], fits: fl
 
 
 def cost_of(rows: Sequence[Result], longer: Sequence[Result]) -> Cost:
-    """What a seed costs beside its fits on the target, by their steps and those of scratch that is `longer`.
+    """What a seed costs beside its fits on the target, by their steps: its source, and scratch that is `longer`.
 
-    Where there is none, sources are taken to cost nothing.
+    A source costs nothing where all seeds start from the same.
     """
     steps = [row.steps for row in rows if row.steps]
     mean = float(np.mean(steps)) if steps else 0.0
-    more = [row.steps for row in longer if row.steps]
-    if not mean or not more:
+    if not mean:
         return Cost()
-    beyond = float(np.mean(more)) / mean
-    return Cost(source=max(beyond - 1, 0.0), longer=beyond)
+    more = [row.steps for row in longer if row.steps]
+    of_sources = [row.source_steps for row in rows if row.source_steps]
+    anew = len({(row.source, row.source_accuracy) for row in rows if row.source}) > len({row.source for row in rows})
+    source = float(np.mean(of_sources)) / mean if of_sources and anew else 0.0
+    return Cost(source, float(np.mean(more)) / mean if more else 0.0)
 
 
 def _of_target(
@@ -165,8 +167,8 @@ _OF_ITEMS = {
 }
 """Whether items are in groups -> the headings of the components of items."""
 _TOGETHER = (
-    "a seed draws source, head, order and labels anew, as far as none of these is pinned: its standard deviation is of "
-    "all of them together"
+    "a seed draws source, head, order and labels anew, as far as none of these is pinned, and no labels where a budget "
+    "is all there are: its standard deviation is of all of them together"
 )
 _CROSSED = (
     "each seed of source, head and order had each draw of labels: standard deviations are of either, and of what one "
@@ -261,7 +263,8 @@ def _designs(
         ),
         [
             "decided: the verdict is another word than undecided; a mean over what the pilot leaves open, on these "
-            "test items, with fresh seeds",
+            "test items, with fresh seeds; designs ask different questions, of their labels, and what differs by less "
+            "than a pilot knows is no order",
             "for each number of strategies and of label budgets the best design, the most verdicts first; a strategy "
             "outside the primary family is exploratory",
         ],
@@ -269,7 +272,8 @@ def _designs(
     best, first = ranked[0], max(seeds | draws) + 1
     over_budgets = next((each for each in ranked if len(each.budgets) > 1), None)
     console.say(
-        "  the design that decides most, as flags (name them before the run, and leave the others as they are):"
+        f"  by this pilot the most verdicts are expected of this design, {best.verdicts:.1f} (name its flags before "
+        "the run, and leave the others as they are):"
     )
     _flags(best, judging.against, ",".join(map(str, best.budgets)), f"{first}-{first + best.seeds - 1}")
     if over_budgets:
@@ -324,8 +328,7 @@ def _allotment(each: Design, right: Right, conditions: Conditions, against: str,
 def base_text(judging: Judging, cost: Cost) -> str:
     """What the compute of a design counts."""
     parts = [f"those of {judging.against} counted"]
-    if cost.source:
-        parts.append(f"a source as {cost.source:.3g}")
+    parts.append(f"a source as {cost.source:.3g}" if cost.source else "sources not")
     if cost.longer:
         parts.append(f"scratch at equal source and target steps as {cost.longer:.3g}")
     return listed(parts)

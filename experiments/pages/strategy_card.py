@@ -14,7 +14,7 @@ from experiments.pages.report import Block, Provenance, Section
 from experiments.pages.tables import NOTHING
 from experiments.runs import console, directory, strategy_cards
 from experiments.runs.console import Cell, Table
-from experiments.runs.strategy_cards import ANCHOR, BESIDE, OnTransfer
+from experiments.runs.strategy_cards import ANCHOR, BESIDE, Arm, OnTransfer
 from tljax.audit.lines import Check
 from tljax.study.verdicts import Comparison
 
@@ -23,7 +23,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 """Whose versions can change a bit of a score."""
 
 
-class Told(NamedTuple):
+class Contents(NamedTuple):
     """All that a card is made of."""
 
     version: str
@@ -50,49 +50,51 @@ class Told(NamedTuple):
 # ---- Numbers
 
 
-def numbers(told: Told) -> dict[str, Any]:
+def numbers(contents: Contents) -> dict[str, Any]:
     """What card.json says: all is the same where scores are but `took`, `cost` of transfers and details of proofs."""
-    of_half = {half: _judged(told, half, "scratch") for half in _halves(told)}
-    judging = "explore" if told.explore else "confirm"
-    beside = {base: _judged(told, judging, base) for base in _bases(told)}
+    of_half = {half: _judged(contents, half, "scratch") for half in _halves(contents)}
+    judging = "explore" if contents.explore else "confirm"
+    beside = {base: _judged(contents, judging, base) for base in _bases(contents)}
     return {
-        "version": told.version,
-        "strategy": told.strategy,
-        "spec": told.spec,
-        "code": told.code,
-        "scores_sha256": {part.transfer.name: strategy_cards.digest(part.arm) for part in told.parts},
-        "reference_sha256": {part.transfer.name: part.reference.digest for part in told.parts},
+        "version": contents.version,
+        "strategy": contents.strategy,
+        "spec": contents.spec,
+        "code": contents.code,
+        "scores_sha256": {part.transfer.name: strategy_cards.digest(part.arm) for part in contents.parts},
+        "reference_sha256": {part.transfer.name: part.reference.digest for part in contents.parts},
         "level": strategy_cards.LEVEL,
-        "explore": told.explore,
-        "strategies_looked_at": told.order,
-        "proofs": [{"check": check.name, "passed": check.passed, "detail": check.detail} for check in told.proofs],
-        "transfers": {part.transfer.name: _of_transfer(told, part, of_half, beside) for part in told.parts},
-        "left_out": dict(told.left_out),
-        "other_versions": other_versions(told),
-        "environment": {key: told.environment[key] for key in ("python", "platform", "versions")},
-        "took": {"seconds": round(told.seconds, 1), "cores": told.environment["cores"]},
-        "bibtex": bibtex(told),
+        "explore": contents.explore,
+        "strategies_looked_at": contents.order,
+        "proofs": [{"check": check.name, "passed": check.passed, "detail": check.detail} for check in contents.proofs],
+        "transfers": {part.transfer.name: _of_transfer(contents, part, of_half, beside) for part in contents.parts},
+        "left_out": dict(contents.left_out),
+        "other_versions": other_versions(contents),
+        "environment": {key: contents.environment[key] for key in ("python", "platform", "versions")},
+        "took": {"seconds": round(contents.seconds, 1), "cores": contents.environment["cores"]},
+        "bibtex": bibtex(contents),
     }
 
 
-def _halves(told: Told) -> tuple[str, ...]:
-    return ("explore",) if told.explore else strategy_cards.HALVES
+def _halves(contents: Contents) -> tuple[str, ...]:
+    return ("explore",) if contents.explore else strategy_cards.HALVES
 
 
-def _judged(told: Told, half: str, base: str) -> dict[str, Comparison]:
+def _judged(contents: Contents, half: str, base: str) -> dict[str, Comparison]:
     """{transfer: its comparison with a shipped arm}; on the items that explore without a verdict's word."""
-    found = strategy_cards.compared(told.parts, half, base)
-    return found if half == "confirm" else {name: each._replace(word="", size="") for name, each in found.items()}
+    comparisons = strategy_cards.compared(contents.parts, half, base)
+    if half == "confirm":
+        return comparisons
+    return {name: each._replace(word="", size="") for name, each in comparisons.items()}
 
 
-def _bases(told: Told) -> tuple[str, ...]:
+def _bases(contents: Contents) -> tuple[str, ...]:
     """The shipped strategies beside scratch: those of every card, and the best of each transfer."""
-    best = [strategy_cards.rank(part)[2] for part in told.parts]
-    return tuple(dict.fromkeys(name for name in (*BESIDE, *best) if name not in (told.strategy, "scratch")))
+    best = [strategy_cards.rank(part)[2] for part in contents.parts]
+    return tuple(dict.fromkeys(name for name in (*BESIDE, *best) if name not in (contents.strategy, "scratch")))
 
 
 def _of_transfer(
-    told: Told,
+    contents: Contents,
     part: OnTransfer,
     of_half: Mapping[str, Mapping[str, Comparison]],
     beside: Mapping[str, Mapping[str, Comparison]],
@@ -100,8 +102,8 @@ def _of_transfer(
     name, arm = part.transfer.name, part.arm
     place, many, best = strategy_cards.rank(part)
     near = strategy_cards.percentile(part)
-    shipped = part.reference.arms.get(told.strategy)
-    own = {half: each[name] for half, each in of_half.items() if name in each}
+    shipped = part.reference.arms.get(contents.strategy)
+    from_scratch = {half: each[name] for half, each in of_half.items() if name in each}
     return {
         "title": part.transfer.title,
         "rate": arm.rate,
@@ -109,25 +111,24 @@ def _of_transfer(
         "judged_by": arm.end,
         "diverged": len(arm.diverged),
         "accuracy": {
-            half: strategy_cards.accuracy(arm, part.items.halves[half], part.items.labels) for half in _halves(told)
+            half: strategy_cards.accuracy(arm, part.items.halves[half], part.items.labels) for half in _halves(contents)
         },
-        "from_scratch": {half: _record(each) for half, each in own.items()},
+        "from_scratch": {half: _record(each) for half, each in from_scratch.items()},
         "from_others": {base: _record(each[name]) for base, each in beside.items() if name in each},
         "rank": {"place": place, "of": many, "best": best},
         "masks": None if near is None or math.isnan(near.value) else near._asdict(),
-        "retention": _means(arm.source, part),
+        "retention": _means(part, arm, "source", contents.explore),
         "source_accuracy": list(part.reference.source_accuracy),
-        "shift": _means(arm.shift, part),
-        "shift_of_scratch": _means(part.reference.arms["scratch"].shift, part, "scratch"),
-        "anchor_items_differ": told.anchors.get(name, -1),
+        "shift": _means(part, arm, "shift", contents.explore),
+        "shift_of_scratch": _means(part, part.reference.arms["scratch"], "shift", contents.explore),
+        "anchor_items_differ": contents.anchors.get(name, -1),
         "shipped_bits": None if shipped is None else strategy_cards.digest(shipped) == strategy_cards.digest(arm),
         "cost": dict(arm.cost),
     }
 
 
-def _means(right: np.ndarray | None, part: OnTransfer, strategy: str = "") -> list[float]:
-    arm = part.reference.arms[strategy] if strategy else part.arm
-    return [round(value, 6) for value in strategy_cards.by_seed(right, arm.diverged)]
+def _means(part: OnTransfer, arm: Arm, test_set: str, explore: bool) -> list[float]:
+    return [round(value, 6) for value in strategy_cards.by_seed(part, arm, test_set, explore)]
 
 
 def _record(comparison: Comparison) -> dict[str, Any]:
@@ -137,11 +138,11 @@ def _record(comparison: Comparison) -> dict[str, Any]:
     return {name: None if isinstance(value, float) and math.isnan(value) else value for name, value in values.items()}
 
 
-def other_versions(told: Told) -> list[str]:
+def other_versions(contents: Contents) -> list[str]:
     """Where this machine's versions are not those that computed the shipped scores, a sentence each."""
-    here = {"python": told.environment["python"], **told.environment["versions"]}
+    here = {"python": contents.environment["python"], **contents.environment["versions"]}
     lines: dict[str, None] = {}
-    for part in told.parts:
+    for part in contents.parts:
         there = {"python": part.reference.environment["python"], **part.reference.environment["versions"]}
         for name in PACKAGES:
             if here.get(name) != there.get(name):
@@ -149,18 +150,18 @@ def other_versions(told: Told) -> list[str]:
     return list(lines)
 
 
-def bibtex(told: Told) -> str:
+def bibtex(contents: Contents) -> str:
     """A BibTeX entry of the card, with the digest of its scores."""
-    digests = "".join(strategy_cards.digest(part.arm) for part in told.parts)
-    key = re.sub(r"[^A-Za-z0-9]+", "-", f"{told.version}-{told.strategy}").strip("-").lower()
-    title = re.sub(r"([&%$#_{}])", r"\\\1", f"Strategy card of {told.strategy}")
-    transfers = ", ".join(part.transfer.name.replace("_", r"\_") for part in told.parts)
-    versions = told.environment["versions"]
+    scores = strategy_cards.hashed("".join(strategy_cards.digest(part.arm) for part in contents.parts))
+    key = re.sub(r"[^A-Za-z0-9]+", "-", f"{contents.version}-{contents.strategy}").strip("-").lower()
+    title = re.sub(r"([&%$#_{}])", r"\\\1", f"Strategy card of {contents.strategy}")
+    transfers = ", ".join(part.transfer.name.replace("_", r"\_") for part in contents.parts)
+    versions = contents.environment["versions"]
     return (
         f"@misc{{{key},\n"
         f"  title = {{{title}}},\n"
-        f"  howpublished = {{{told.version}, tljax {versions['tljax']}, jax {versions['jax']}}},\n"
-        f"  note = {{transfers: {transfers}; code {told.code[:16]}; scores {strategy_cards.hashed(digests)[:16]}}},\n"
+        f"  howpublished = {{{contents.version}, tljax {versions['tljax']}, jax {versions['jax']}}},\n"
+        f"  note = {{transfers: {transfers}; code {contents.code[:16]}; scores {scores[:16]}}},\n"
         "}\n"
     )
 
@@ -174,10 +175,10 @@ def verdicts(record: Mapping[str, Any]) -> Table:
     of_halves += [] if record["explore"] else ["Gain where confirmed (points)", "Verdict"]
     rows = []
     for each in record["transfers"].values():
-        own = each["from_scratch"]
-        cells = [Cell(each["title"]), _interval(own.get("explore"))]
+        from_scratch = each["from_scratch"]
+        cells = [Cell(each["title"]), _interval(from_scratch.get("explore"))]
         if not record["explore"]:
-            confirmed = own.get("confirm")
+            confirmed = from_scratch.get("confirm")
             word = (confirmed or {}).get("word") or NOTHING
             size = tables.SIZES.get((confirmed or {}).get("size", ""), "") if word in ("positive", "negative") else ""
             cells += [_interval(confirmed), Cell(word, size or (confirmed or {}).get("reason", ""))]
@@ -281,23 +282,23 @@ CAPTIONS = {
 }
 
 
-def notes(record: Mapping[str, Any], told: Told) -> list[str]:
+def notes(record: Mapping[str, Any], contents: Contents) -> list[str]:
     """What must be said with the numbers."""
     lines = []
     failed = sum(check["passed"] is False for check in record["proofs"])
     if failed:
         lines.append(f"REFUTED: {failed} of {len(record['proofs'])} checks fail, so no number here is to be trusted")
-    seeds = {len(part.transfer.flags["seeds"]) for part in told.parts}
+    seeds = {len(part.transfer.flags["seeds"]) for part in contents.parts}
     lines.append(
         f"{'/'.join(map(str, sorted(seeds)))} seeds, which every card has: verdicts speak of these transfers alone"
     )
     lines += [f"{name} is left out: {why}" for name, why in record["left_out"].items()]
     if record["explore"]:
         lines.append("of the items that explore alone: nothing here is a verdict")
-    elif told.order > 1:
+    elif contents.order > 1:
         lines.append(
-            f"this is strategy {told.order} whose verdict on the same items this user has looked at: of so many, the "
-            "best is not as good as it looks"
+            f"this is strategy {contents.order} whose verdict on the same items this user has looked at: of so many, "
+            "the best is not as good as it looks"
         )
     differ = {name: each["anchor_items_differ"] for name, each in record["transfers"].items()}
     if any(count > 0 for count in differ.values()):
@@ -317,19 +318,19 @@ def notes(record: Mapping[str, Any], told: Told) -> list[str]:
     return lines
 
 
-def write(folder: Path, told: Told) -> dict[str, Any]:
+def write(folder: Path, contents: Contents) -> dict[str, Any]:
     """Print the card, write card.json, card.html and card.bib into the folder; returns what card.json says."""
-    record = json.loads(json.dumps(numbers(told)))
+    record = json.loads(json.dumps(numbers(contents)))
     directory.write_record(folder / "card.json", record)
     directory.replace(folder / "card.bib", record["bibtex"])
-    lines = notes(record, told)
-    half = "explore" if told.explore else "confirm"
+    lines = notes(record, contents)
+    half = "explore" if contents.explore else "confirm"
     words = {"level": 100 * record["level"], "near": strategy_cards.NEAR, "half": half}
     parts = {"verdicts": verdicts(record), "beside": beside(record), "kept": kept(record), "costs": costs(record)}
     parts["proofs"] = proofs(record)
     with figures.style():
-        confirmed = {} if told.explore else _judged(told, "confirm", "scratch")
-        family = [each._replace(strategy=told.strategy) for each in confirmed.values()]
+        confirmed = {} if contents.explore else _judged(contents, "confirm", "scratch")
+        family = [each._replace(strategy=contents.strategy) for each in confirmed.values()]
         picture = report.figure(
             "Verdicts on the items that confirm; grey is the margin.", [figures.forest(family)], "box wide"
         )
@@ -340,13 +341,13 @@ def write(folder: Path, told: Told) -> dict[str, Any]:
         for key, table in parts.items()
         if table.rows
     ]
-    command = f"python -m experiments.card {told.spec} --output=NEW"
-    environment = {key: value for key, value in told.environment.items() if value}
+    command = f"python -m experiments.card {contents.spec} --output=NEW"
+    environment = {key: value for key, value in contents.environment.items() if value}
     lists = [
         ("What goes with the numbers", [(str(i), line) for i, line in enumerate(lines, 1)]),
         ("", [("BibTeX", record["bibtex"])]),
     ]
-    title = f"{told.version}: {told.strategy}"
+    title = f"{contents.version}: {contents.strategy}"
     html = report.render(
         sections, title=title, lead=lead(record), provenance=Provenance(environment, command=command), lists=lists
     )
@@ -357,7 +358,7 @@ def write(folder: Path, told: Told) -> dict[str, Any]:
     held = sum(check["passed"] is True for check in record["proofs"])
     lines = [f"{held} of {len(record['proofs'])} checks hold", *lines]
     lines += [f"REFUTED: {check['check']}: {check['detail']}" for check in record["proofs"] if check["passed"] is False]
-    console.notes([*lines, f"{folder / NAME}, card.json and card.bib; {told.seconds:,.0f} s"])
+    console.notes([*lines, f"{folder / NAME}, card.json and card.bib; {contents.seconds:,.0f} s"])
     console.say(record["bibtex"].rstrip())
     return record
 
@@ -372,7 +373,7 @@ def lead(record: Mapping[str, Any]) -> str:
     if any(check["passed"] is False for check in record["proofs"]):
         return "The strategy is refuted by its own checks: see what is proved."
     if not words:
-        return "Told of the items that explore alone; nothing is judged."
+        return "Of the items that explore alone: nothing is judged."
     return (
         "Against training from scratch: " + "; ".join(f"{word} on {', '.join(on)}" for word, on in words.items()) + "."
     )

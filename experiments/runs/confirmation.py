@@ -432,8 +432,8 @@ def _notes_before(book: Ledger, test_set: str, half: str, name: str, tried: _Pla
     others = {method for entry in before for method in entry["methods"]} - {*tried.methods}
     tested = sum(entry["kind"] == "registration" for entry in before)
     return [
-        f"ledger: {_count(len(others), 'other strategy', 'other strategies')} had been tried on the test set of {name} "
-        f"before, in {_count(len(before) - tested, 'look', 'looks')} and "
+        f"by this ledger {_count(len(others), 'other strategy', 'other strategies')} had been tried on the test set of "
+        f"{name} before, in {_count(len(before) - tested, 'look', 'looks')} and "
         f"{_count(tested, 'confirmation', 'confirmations')}"
     ]
 

@@ -293,7 +293,10 @@ def spoken_of(variations: Sequence[Variation]) -> list[str]:
     sentences |= dict.fromkeys(_PINNED[stream] for each in variations for stream in each.pinned)
     drawn = [each for each in variations if "draw" not in each.pinned]
     whole = dict.fromkeys(budget.split(":")[0] for each in drawn for budget in each.whole)
-    one_set = "which is every training example, no draw varies: what is said there is of this one training set"
+    one_set = (
+        "which is every training example, no draw varies: what is said there, and in an area as far as that is of it, "
+        "is of this one training set"
+    )
     sentences |= dict.fromkeys(f"at {budget}, {one_set}" for budget in whole)
     return list(sentences)
 

@@ -5,7 +5,7 @@ where reference scores were computed, a JSON file of the same name: which test i
 under every seed, as packed bits. An arm is a strategy on a transfer, at the rate that a validation split chose. A
 newcomer's arm is compared with those of the file seed by seed and item by item, so nobody trains them again.
 
-Halves of test sets are those of `confirmation`: gains and ranks are told of the one, verdicts of the other.
+Halves of test sets are those of `confirmation`: gains and ranks are of the one, verdicts of the other.
 """
 
 import base64
@@ -344,12 +344,12 @@ def rank(part: OnTransfer) -> tuple[int, int, str]:
     others = {
         name: accuracy(arm, rows, labels) for name, arm in part.reference.arms.items() if name != part.arm.strategy
     }
-    own = accuracy(part.arm, rows, labels)
-    return 1 + sum(other > own for other in others.values()), 1 + len(others), max(others, key=others.__getitem__)
+    mean = accuracy(part.arm, rows, labels)
+    return 1 + sum(other > mean for other in others.values()), 1 + len(others), max(others, key=others.__getitem__)
 
 
 NEAR = 8
-"""The random masks whose sizes are nearest to a strategy's, among which it is told."""
+"""The random masks whose sizes are nearest to a strategy's, among which its percentile is."""
 
 
 def percentile(part: OnTransfer) -> Percentile | None:
@@ -360,16 +360,24 @@ def percentile(part: OnTransfer) -> Percentile | None:
     masks = part.reference.masks
     if masks is None:
         return None
-    own = float(atlas.at_best_rate(part.arm.explored[None])[0].mean())
+    score = float(atlas.at_best_rate(part.arm.explored[None])[0].mean())
     others = atlas.at_best_rate(masks.explored)[0].mean((1, 2))
-    return atlas.percentile(own, others, masks.numbers, part.arm.cost["beside"], NEAR)
+    return atlas.percentile(score, others, masks.numbers, part.arm.cost["beside"], NEAR)
 
 
-def by_seed(right: np.ndarray | None, diverged: Sequence[int]) -> list[float]:
-    """The accuracy of each fit that did not diverge, of bools [seeds, items]."""
+def by_seed(part: OnTransfer, arm: Arm, test_set: str, explore: bool) -> list[float]:
+    """The accuracy of each of an arm's fits that did not diverge, on the test set of the source or of the shift.
+
+    Where one who explores looks and the items are those of the target, as under a rotation, those that confirm stay
+    unseen.
+    """
+    right = {"source": arm.source, "shift": arm.shift}[test_set]
     if right is None:
         return []
-    return [float(row.mean()) for place, row in enumerate(right) if place not in diverged]
+    target, *others = part.reference.test_sets
+    same = dict(zip(("source", "shift"), others, strict=True))[test_set] == target
+    rows = part.items.halves["explore"] if explore and same else slice(None)
+    return [float(row[rows].mean()) for place, row in enumerate(right) if place not in arm.diverged]
 
 
 def trial_halves(items: JudgedItems) -> np.ndarray:

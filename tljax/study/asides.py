@@ -18,7 +18,7 @@ from tljax.study import sequences, statistics, units
 from tljax.study.milestones import area_of, thresholds, time_of
 from tljax.study.results import Result
 from tljax.study.statistics import Interval, Scores
-from tljax.study.summary import Curves, along, counted_score, groups, label
+from tljax.study.summary import Curves, along, counted_score, groups, label, score_of_curve
 from tljax.study.verdicts import (
     NO_WORD,
     Cell,
@@ -95,15 +95,18 @@ class Asides(NamedTuple):
     classes: Sequence[ClassDifferences] = ()
     costs: Sequence[EqualCost] = ()
     milestones: Sequence[Milestones] = ()
+    level: float = 0.95
+    """Of `pairs`, `classes` and `costs`."""
 
 
 def spreads(family: Sequence[Comparison], right: Right) -> list[Spread]:
     """The spread of each comparison of the family with two pairs or more: Bouthillier et al. 2021, arXiv:2103.03098.
 
-    There the probability of outperforming is the share of pairs in which one is better, and 0.75 is proposed for what
-    is meaningful. Its interval here is the exact one of Clopper and Pearson 1934, "The use of confidence or fiducial
-    limits illustrated in the case of the binomial", ties counting against either end: a bootstrap of a few pairs that
-    all agree has no width. Where budgets have seeds of their own no pair is of all of them, and there is nothing.
+    There the probability of outperforming is the share of pairs in which one is better; a difference is called
+    significant where its interval lies above 0.5, and meaningful too where the interval's upper end exceeds 0.75. Its
+    interval here is the exact one of Clopper and Pearson 1934, "The use of confidence or fiducial limits illustrated in
+    the case of the binomial", ties counting against either end: a bootstrap of a few pairs that all agree has no width.
+    Where budgets have seeds of their own no pair is of all of them, and there is nothing.
     """
     rows = []
     for comparison in family:
@@ -256,8 +259,8 @@ def equal_costs(rows: Sequence[Result], curves: Curves, level: float = 0.95) -> 
 
     The cost is that of the target's fit: steps times FLOPs a step, or seconds. Between the points of scratch's curve it
     is linear; before the first of them nothing is known, and where scratch ended before it had cost as much, its end is
-    taken, and `longer` says so. Differences are turned so that positive is better. Pairs with a fit that diverged, or
-    has no curve, are left out.
+    taken, and `longer` says so. Both are of the examples that curves are of: the validation split where there is one.
+    Differences are turned so that positive is better. Pairs with a fit that diverged, or has no curve, are left out.
     """
     scratch = {
         (fit.target, fit.train_examples, fit.seed): fit
@@ -290,7 +293,9 @@ def _at_equal(
     """(mean, low, high of the differences, whether a scratch had ended before); None where the cost is not known."""
     differences, longer = [], False
     for fit, base in pairs:
-        costs, end = (per_step(fit), per_step(base)), counted_score(fit)
+        costs, end = (per_step(fit), per_step(base)), score_of_curve(fit)
+        if (of_results.validation_score(fit) is None) != (of_results.validation_score(base) is None):
+            continue
         if None in costs or not costs[1] or fit.steps is None or end is None:
             continue
         step = fit.steps * (costs[0] or 0.0) / costs[1]
@@ -378,4 +383,5 @@ def asides(
         by_class(right, labels, terms, base, level),
         () if crossed else equal_costs(rows, curves, level),
         () if crossed else milestones(rows, curves, level),
+        level,
     )

@@ -3,7 +3,7 @@
 Source: Taylor and Stone 2009, "Transfer learning for reinforcement learning domains: a survey", JMLR 10, section 2.3.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from tljax.study import results as of_results
 from tljax.study import units
 from tljax.study.results import Result
-from tljax.study.summary import Curves, along, counted_score, counts, groups, label, mean
+from tljax.study.summary import Curves, along, counted_score, counts, groups, label, mean, score_of_curve
 
 
 def milestones(results: Sequence[Result], curves: Curves) -> list[dict[str, Any]]:
@@ -20,40 +20,48 @@ def milestones(results: Sequence[Result], curves: Curves) -> list[dict[str, Any]
     Where a metric is not accuracy, that metric stands in its place, as it is measured; less is then reached from above
     where less is better. jump_start: accuracy before the first step less that of scratch drawn anew (chance,
     1/classes), 'not defined' where the head is drawn anew, or there are no classes; asymptote: mean accuracy at the
-    end; time_to_threshold: steps until scratch's asymptote at this budget is reached, a median over fits, '>600' where
-    half of them or more never do; area: mean accuracy over the steps; examples_saved: labels that scratch needs for the
-    strategy's asymptote, less those it had; flops and seconds: of training until the threshold, and with the source's
-    training added. A diverged fit has the accuracy that `summary.counted_score` says from where it diverged, and
-    reaches no threshold.
+    end; time_to_threshold: steps until what scratch ends with in the mean at this budget is reached, a median over
+    fits, '>600' where half of them or more never do; area: mean accuracy over the steps; examples_saved: labels that
+    scratch needs for the strategy's asymptote, less those it had; flops and seconds: of training until the threshold,
+    and with the source's training added. Asymptote and examples saved are of the test set; area and threshold of what
+    learning curves are of, which is the validation split where there is one. A diverged fit has the accuracy that
+    `summary.counted_score` says from where it diverged, and reaches no threshold.
     """
     rows = []
     fits = [fit for fit in results if fit.strategy != "pretrain"]
-    base = thresholds(fits)
+    reached, base = thresholds(fits), _of_scratch(fits, counted_score)
     for group in groups(fits):
         members = [fit for fit in group if counts(fit)]
         if members:
             where = members[0].target, members[0].train_examples
-            rows.append(_milestone(members, curves, base.get(where), _scratch(base, where[0])))
+            rows.append(_milestone(members, curves, reached.get(where), _at_budgets(base, where[0])))
     return rows
 
 
 def thresholds(results: Sequence[Result]) -> dict[tuple[str, int], float | None]:
-    """{(target, labels): scratch's asymptote, turned so that more is better}: what others are to reach."""
-    fits = [fit for fit in results if fit.strategy != "pretrain"]
+    """{(target, labels): scratch's mean end, turned so that more is better}: what the curves of others are to reach.
+
+    It is of the examples that curves are of: a threshold of the test set means nothing to a curve of another set.
+    """
+    return _of_scratch([fit for fit in results if fit.strategy != "pretrain"], score_of_curve)
+
+
+def _of_scratch(fits: Sequence[Result], score: Callable[[Result], float | None]) -> dict[tuple[str, int], float | None]:
+    """{(target, labels): the mean score of scratch there, turned so that more is better}."""
     return {
-        (group[0].target, group[0].train_examples): mean(_turned(fit) for fit in group)
+        (group[0].target, group[0].train_examples): mean(_turned(fit, score) for fit in group)
         for group in groups(fits)
         if label(group[0]) == "scratch"
     }
 
 
-def _turned(fit: Result) -> float | None:
-    """The score that a fit counts with, turned so that more is better."""
-    value = counted_score(fit)
+def _turned(fit: Result, score: Callable[[Result], float | None]) -> float | None:
+    """A score of a fit, turned so that more is better."""
+    value = score(fit)
     return None if value is None else units.sign(of_results.metric(fit)) * value
 
 
-def _scratch(base: Mapping[tuple[str, int], float | None], target: str) -> list[tuple[int, float]]:
+def _at_budgets(base: Mapping[tuple[str, int], float | None], target: str) -> list[tuple[int, float]]:
     """(labels, score, turned) of scratch on one target, labels ascending."""
     return sorted((budget, value) for (name, budget), value in base.items() if name == target and value is not None)
 
@@ -61,12 +69,12 @@ def _scratch(base: Mapping[tuple[str, int], float | None], target: str) -> list[
 def _milestone(
     members: Sequence[Result], curves: Curves, threshold: float | None, scratch: Sequence[tuple[int, float]]
 ) -> dict[str, Any]:
-    """The row of one strategy and budget; `threshold` is scratch's asymptote, `scratch` is (labels, score) of it.
+    """The row of one strategy and budget; `threshold` is of scratch's curves, `scratch` is (labels, score) of its ends.
 
     Both are turned so that more is better.
     """
     first = members[0]
-    sign, asymptote = units.sign(of_results.metric(first)), mean(_turned(fit) for fit in members)
+    sign, asymptote = units.sign(of_results.metric(first)), mean(_turned(fit, counted_score) for fit in members)
     with_curves = [fit for fit in members if fit.name in curves]
     times = [] if threshold is None else [time_of(fit, curves, threshold) for fit in with_curves]
     steps = float(np.median(times)) if times else None

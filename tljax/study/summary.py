@@ -207,6 +207,19 @@ def counted_score(result: Result) -> float | None:
     return value if finite(value) else None
 
 
+def score_of_curve(result: Result) -> float | None:
+    """The score of a fit's end on the examples that its learning curve is of, and otherwise as `counted_score`.
+
+    These are the validation split where there is one, else the test set.
+
+    >>> fit = Result(name="a", target="b", strategy="full", seed=0, test_accuracy=0.9)
+    >>> score_of_curve(fit), score_of_curve(replace(fit, validation_accuracy=0.8))
+    (0.9, 0.8)
+    """
+    value = None if result.diverged else of_results.validation_score(result)
+    return value if finite(value) else counted_score(result)
+
+
 def counts(result: Result) -> bool:
     """Whether a fit enters means: it has a score to count with."""
     return counted_score(result) is not None

@@ -87,6 +87,8 @@ class Comparison(NamedTuple):
     """Of a verdict by a sequence: the half-width that the test examples alone leave, however many the fits are."""
     settled: bool = False
     """Whether more fits are not worth while: it is decided, or the test examples forbid that it ever is."""
+    narrow: tuple[float, float] | None = None
+    """The ends of the narrower interval that equivalence is judged by: two one-sided tests at the level's errors."""
 
 
 class Study(NamedTuple):
@@ -425,6 +427,7 @@ def _judged(
 NO_WORD: Mapping[str, Any] = {
     **{"word": "", "size": "", "p": None, "power": None, "power_equivalent": None, "warning": "", "seeds_needed": None},
     "settled": False,
+    "narrow": None,
 }
 """The fields of a comparison that is not judged."""
 ONE_GROUP = "all test examples are of one group, so nothing is known of another"
@@ -443,6 +446,7 @@ def _with_verdict(comparison: Comparison, verdict: statistics.Verdict, bounded: 
         return comparison._replace(**no_word, reason=verdict.warning.rstrip("."))
     return comparison._replace(
         size=verdict.size,
+        narrow=(verdict.narrow.low, verdict.narrow.high),
         power=verdict.power,
         power_equivalent=verdict.power_equivalent,
         warning=verdict.warning.rstrip("."),
@@ -732,9 +736,18 @@ def _of_one_metric(
     if not metric.larger_is_better:
         points += ", of which less is better: differences are turned, so that positive is better"
     looked_at = ", whenever they are looked at" if members[0].sequence else ""
-    # The interval in the sentence may reach beyond the margin where the narrower one of equivalence does not.
-    narrower = "; below the margin by a narrower interval" if any(each.size == "within" for each in judged) else ""
-    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for {together}{looked_at}{narrower})."
+    return f"{'; '.join(clauses)} ({points}, {100 * level:g} % for {together}{looked_at}{_narrower(judged)})."
+
+
+def _narrower(judged: Sequence[Comparison]) -> str:
+    """Which narrower intervals, of equivalence, lie within the margin where those of the sentence reach beyond it."""
+    texts = []
+    for each in judged:
+        if each.size == "within" and each.narrow and max(-each.low, each.high) >= each.margin:
+            level = 100 * (2 * each.level - 1)
+            low, high = (units.difference(each.metric, end).split(" ")[0] for end in each.narrow)
+            texts.append(f"{named_among(each, judged)} by its {level:.4g} % interval, {low} to {high}")
+    return f"; within the margin is {listed(texts)}" if texts else ""
 
 
 _MEANING = {
