@@ -42,8 +42,8 @@ class ApplyFlags(RenamingFlags, ModelFlags, ComputeFlags):
 
 def run(flags: Mapping[str, Any], apply_flags: ApplyFlags) -> Path:
     """Write the whole parameters and their card; returns the path of the parameters."""
-    output = directory.new_file("output", apply_flags.output, ".safetensors")
-    directory.new_file("output", f"{output}.json", ".json")
+    output = directory.new_file(apply_flags.output, ".safetensors")
+    directory.new_file(f"{output}.json", ".json")
     if not apply_flags.delta or not apply_flags.base:
         raise InputError("--delta and --base are needed: name the file of experiments.export, and what it is of")
     file = Path(apply_flags.delta)

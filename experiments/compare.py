@@ -412,7 +412,7 @@ def notes(parts: Sequence[Part], options: CompareFlags) -> list[str]:
     train_examples = [budget for part in parts for budget in part.experiment.settings.train_examples]
     tuning = tuned.tuning_note(options.tuned, train_examples, options.longer_scratch)
     spoken = spoken_of([variation(part.experiment) for part in parts])
-    return [tuning, *spoken, "they speak of these tasks alone", *sorted(data)]
+    return [tuning, *spoken, "the verdicts speak of these tasks alone", *sorted(data)]
 
 
 def _say_looks(parts: Sequence[Part], judging: Judging, evals: Sequence[evaluations.Evaluation]) -> None:

@@ -70,8 +70,8 @@ class _Origin(NamedTuple):
 def run(flags: Mapping[str, Any], convert_flags: ConvertFlags) -> Path:
     """Write the arrays and their card; returns the path of the arrays."""
     del flags
-    file = directory.new_file("output", convert_flags.output, ".safetensors")
-    card = directory.new_file("output", f"{file}.json", ".json")  # before a large file is read
+    file = directory.new_file(convert_flags.output, ".safetensors")
+    card = directory.new_file(f"{file}.json", ".json")  # before a large file is read
     record = _known(convert_flags)
     origin = _find(convert_flags.file)
     arrays, key = _read(origin.file, convert_flags.key)

@@ -48,8 +48,8 @@ class ExportFlags(FitFlags, RenamingFlags, ModelFlags, ComputeFlags):
 
 def run(flags: Mapping[str, Any], export_flags: ExportFlags) -> Path:
     """Write the parameters and their card; returns the path of the parameters."""
-    file = directory.new_file("output", export_flags.output, ".safetensors")
-    directory.new_file("output", f"{file}.json", ".json")
+    file = directory.new_file(export_flags.output, ".safetensors")
+    directory.new_file(f"{file}.json", ".json")
     if export_flags.delta and export_flags.rules:
         raise InputError("--delta and --rules are both given: a delta has the names of the model; leave --rules out")
     if not export_flags.delta and (export_flags.base or export_flags.base_fit):

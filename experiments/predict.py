@@ -137,7 +137,7 @@ def run(flags: Mapping[str, Any], predict_flags: PredictFlags) -> Path:
     """Predict the images and write the file; returns its path."""
     if not predict_flags.images:
         raise InputError("--images is not given: name a folder of pictures, one of them, or an .npz file")
-    file = directory.new_file("output", predict_flags.output, ".csv")
+    file = directory.new_file(predict_flags.output, ".csv")
     _, loaded = load_fit(flags, predict_flags.checkpoint, predict_flags.fit)
     if loaded.source.headless:
         raise InputError(

@@ -134,7 +134,7 @@ def run(options: ReportFlags) -> None:
     notes += looks.write(fits, judging, look, places)
     from experiments.pages import compare as page  # draws: matplotlib takes a second to import
 
-    notes = list(dict.fromkeys([*notes, "they speak of these tasks alone"]))
+    notes = list(dict.fromkeys([*notes, "the verdicts speak of these tasks alone"]))
     study = page.judged(parts, judging, notes, look, table)
     page.write(folder, study, {})
     page.print_tables(study)

@@ -95,7 +95,12 @@ def _run(flags: Mapping[str, Any], options: Search, noted: times.Times) -> list[
             place = _final_workdir(final, arm, folder)
             trained[arm] = Winner(studies[arm].study, best, replace(final, workdir=str(place)))
         tuned.write_winners(folder, trained)
-        results = [result for winner in trained.values() for result in _train_winner(winner.settings, execution)]
+        # Each winner, on all training examples under --seeds: only here the search reads the test set.
+        results = [
+            result
+            for winner in trained.values()
+            for result in fit.complete(plan.prepare(winner.settings, execution, only=True))
+        ]
         settled = summary.with_share(results, experiment.target.test.targets)
         notes = page.write(folder, Settings.from_flags(**flags), options, trained, settled, experiment)
         noted.leave(folder)
@@ -307,11 +312,6 @@ def _judge(
         raise
     for trial, judgement in zip(running, judgements, strict=True):
         search.tell(searched.study, trial, judgement.score, judgement.pruned, judgement.loss, task.worst)
-
-
-def _train_winner(settings: Settings, execution: Any) -> list[Result]:
-    """Train a winner on all training examples under --seeds: only here the search reads the test set."""
-    return fit.complete(plan.prepare(settings, execution, only=True))
 
 
 def main(argv: Sequence[str]) -> None:

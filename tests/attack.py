@@ -96,7 +96,7 @@ def _journal(documents: Any) -> bytes:
     for entry in documents:
         if isinstance(entry, dict):
             rest = {name: value for name, value in entry.items() if name != "sha256"}
-            entry = {**rest, "sha256": journal._sum(rest, last)}
+            entry = {**rest, "sha256": journal.chained_digest(rest, last)}
         last = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
         whole += last
     return whole

@@ -311,7 +311,7 @@ def test_a_sentence_says_no_more_than_its_numbers():
         sizes = {each.strategy: each.size for each in family}
         assert end.startswith(f"{100 * margin:g} points, 95 % for all")
         beyond = [each for each in family if each.size == "within" and max(-each.low, each.high) >= margin]
-        assert [each.strategy for each in beyond] == re.findall(r"(\S+) by its 90 % interval", end)
+        assert [each.strategy for each in beyond] == re.findall(r"(\S+) by its simultaneous 90 % interval", end)
         for each, ends in zip(beyond, re.findall(r"90 % interval, (\S+) to (\S+?)(?=\)|,| and )", end), strict=True):
             low, high = map(float, ends)
             assert 100 * each.low < low and high < 100 * each.high and max(-low, high) < 100 * margin

@@ -16,12 +16,13 @@ from tljax.study.summary import Curves
 from tljax.study.verdicts import Comparison, Conditions, Right, Study, base_of
 from tljax.types import Metric
 
-EXPLORATORY = " Nothing of this table was named before the run: it is exploratory, and no verdict is drawn from it."
+EXPLORATORY = " None of these measures was named before the run, and no verdict is drawn from them."
 SPREAD = (
     "How pairs of fits spread on these test examples, over the budgets of the verdicts: the standard deviation over "
-    "pairs, the difference in such deviations, and the share of pairs in which the strategy is better, ties counting "
+    "pairs, the mean difference in units of it, and the share of pairs in which the strategy is better, ties counting "
     "half, with its exact 95 % interval. Bouthillier et al. (arXiv:2103.03098) call a difference significant where "
-    "that interval lies above 0.5, and meaningful too where its upper end exceeds 0.75; a share alone says neither."
+    "such an interval, theirs by bootstrap, lies above 0.5, and meaningful too where its upper end exceeds 0.75; a "
+    "share alone says neither."
 )
 BUDGETS = (
     "Differences from {base} in {unit} at every number of labels; all intervals of a target hold together at {level} %."
@@ -35,17 +36,18 @@ CLASSES = (
     "target hold together at {level} %."
 )
 COSTS = (
-    "The strategy at its end less scratch when that had cost as much, in {unit}: FLOPs, and seconds, of fits on the "
-    "target, along scratch's learning curve, of which nothing is known before it was first evaluated. Both are of "
-    "{curve}. Intervals are of {level} % each, over seeds on these examples. A * says that scratch ended before it had "
-    "cost as much: its end stands there. FLOPs are those of steps; features of frozen stages, which are computed once "
-    "for all fits that share them, are left out. Seconds were measured once for all fits of a group, under whatever "
-    "ran beside them; the intervals take them as known."
+    "The strategy at its last step less scratch when that had cost as much, in {unit}: FLOPs, and seconds, of fits on "
+    "the target, along scratch's learning curve, of which nothing is known before it was first evaluated. Both are of "
+    "{curve}, before what a strategy makes of itself at its end. Intervals are of {level} % each, over seeds. A * "
+    "says that scratch ended before it had cost as much: its end stands there. FLOPs are those of steps; features of "
+    "frozen stages, which are computed once for all fits that share them, are left out. Seconds were measured once "
+    "for all fits of a group, under whatever ran beside them; the intervals take them as known."
 )
 MILESTONES = (
-    "Intervals of the milestones, of {level} % each, over seeds on the same examples: Student's t of the means; of "
-    "the median number of steps to the threshold the order statistics that hold it with the probability below. The end "
-    "is of the test set, area and steps are of {curve}; the threshold is what scratch ends with there in the mean."
+    "Intervals of the milestones, of {level} % each, over seeds: Student's t of the means; of the median number of "
+    "steps to the threshold the order statistics that hold it with the probability below. The end is of the test set, "
+    "area and steps are of {curve}; the threshold is what scratch ends with there in the mean, which the intervals "
+    "take as known."
 )
 
 
@@ -103,8 +105,8 @@ def curve_of(rows: Sequence[Result]) -> str:
     """What examples the learning curves of these fits are of."""
     held_out = {of_results.validation_score(fit) is not None for fit in rows if not fit.diverged}
     if held_out == {True}:
-        return "the validation split, as learning curves are"
-    return "these test examples" if held_out != {True, False} else "the validation split where a fit has one"
+        return "validation examples, a draw of their own a seed, as learning curves are"
+    return "these test examples" if held_out != {True, False} else "validation examples where a fit has some"
 
 
 def _unit(metric: Metric) -> str:

@@ -277,14 +277,14 @@ def write(folder: Path, study: Study, classes: Classes, provenance: Provenance |
 # The page
 
 VERDICTS = (
-    "{against}, as differences of the {what} with simultaneous {level} % intervals over {together}. "
-    "Positive or negative is the direction: the interval lies on one side of 0. The size is a second question: by "
-    "more than the margin where the interval lies outside it, by less where the narrower interval of equivalence lies "
-    "inside it, else open. Equivalent: the size is within the margin and the direction open; undecided: both are "
-    "open. The p is adjusted for all that is judged together. Powers are 90 % ranges, since they are estimated from "
-    "these fits too: the chance of finding a difference as large as the margin, and of calling a difference of 0 "
-    "equivalent. Seeds are those that would do each with a chance of 80 % in the same family, with their 90 % range; "
-    "out of reach is what no number of seeds does on these test examples."
+    "{against}, as differences of the {what} with simultaneous {level} % intervals over {together}. Positive or "
+    "negative is the direction: the interval lies on one side of 0. The size is a second question: by more than the "
+    "margin where the interval lies outside it, by less where the narrower interval of equivalence (two one-sided "
+    "tests at the same errors) lies inside it, else open. Equivalent: the size is within the margin and the direction "
+    "open; undecided: both are open. The p is adjusted for all that is judged together. Powers are 90 % ranges, since "
+    "they are estimated from these fits too: the chance of finding a difference as large as the margin, and of "
+    "calling a difference of 0 equivalent. Seeds are those that would do each with a chance of 80 % in the same "
+    "family, with their 90 % range; out of reach is what no number of seeds does on these test examples."
 )
 EXPLORATORY = (
     " The level, and p, are those of the primary family, which was named before the run; exploratory rows, outside it, "
@@ -328,13 +328,14 @@ CONFUSION = (
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
 WRONG = "The test images that fits most often take for another class."
 MILESTONES = (
-    "Taylor and Stone's measures of transfer (2009). End, which they call the asymptote, and examples saved are of the "
-    "test set; area and threshold are of {curve}. The threshold is what scratch ends with there in the mean: steps "
-    "with a > did not reach it while they were trained. Examples saved with a > or < lie outside the numbers of labels "
-    "that scratch had. A fit that diverged reaches no threshold, and counts as {constant}. Costs are those of the "
-    "steps of the target's fit and, below, with the source's. They have no intervals, and no verdict is drawn from "
-    "them. Steps are the median over seeds of the first recorded step at the threshold, which may have been reached at "
-    "any since the one before."
+    "Taylor and Stone's measures of transfer (2009). Jump-start is accuracy on the test set before the first step "
+    "less chance. End, which they call the asymptote, and examples saved are of the test set; area and threshold are "
+    "of {curve}. The threshold is what scratch ends with there in the mean: steps with a > did not reach it while "
+    "they were trained. Examples saved with a > or < lie outside the numbers of labels that scratch had. A fit that "
+    "diverged reaches no threshold, and counts as {constant}. Costs are of the target's fit up to the threshold, "
+    "features of frozen stages, computed once, left out; then with all of the source's steps. These numbers stand "
+    "without intervals, and no verdict is drawn from them. Steps are the median over seeds of the first recorded step "
+    "at the threshold, which may have been reached at any since the one before."
 )
 
 

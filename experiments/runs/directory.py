@@ -393,15 +393,15 @@ def _sum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()).hexdigest()
 
 
-def new_file(flag: str, value: str | None, suffix: str) -> Path:
-    """The file that a flag names for what is to be written; raises InputError unless it can be written, and is new."""
+def new_file(value: str | None, suffix: str) -> Path:
+    """The file that --output names for what is written; raises InputError unless it can be written, and is new."""
     file = Path(value or "")
     if file.suffix != suffix or "\0" in str(file):
-        raise InputError(f"--{flag}={value or ''}: name a new {suffix} file")
+        raise InputError(f"--output={value or ''}: name a new {suffix} file")
     if os.path.lexists(file):
-        raise InputError(f"--{flag}={value} exists already: nothing is written over; choose another name")
+        raise InputError(f"--output={value} exists already: nothing is written over; choose another name")
     if not file.parent.is_dir():
-        raise InputError(f"--{flag}={value}: there is no folder '{file.parent}': make it")
+        raise InputError(f"--output={value}: there is no folder '{file.parent}': make it")
     files.sweep(file.parent, file.name, seconds=3600)
     return file
 

@@ -37,7 +37,8 @@ def run(
     trial_settings = Settings.from_flags(**{**trial_flags, **first})
     experiment = plan.prepare(trial_settings, execution, only=True, stand_ins=stand_ins)
     settings = Settings.from_flags(**flag_values)
-    own_lines = [*search_flags.to_flags(search), *_range_flags(search)]
+    rate_lines = [f"--lr_low={search.lr_low!r}", f"--lr_high={search.lr_high!r}"]
+    own_lines = [*search_flags.to_flags(search), "--lr_range_test=true", *rate_lines]
     with directory.opened(settings, "search", _kept_flags(settings, own_lines), older=trial_settings) as folder:
         rates, losses = swept(experiment, search, folder)
         result = range_test.suggested(rates, losses)
@@ -55,10 +56,6 @@ def run(
             directory.replace(folder / "lr_range_test.html", text)
         console.say(f"report: {folder / 'lr_range_test.html'}")
     return result
-
-
-def _range_flags(search: Search) -> list[str]:
-    return ["--lr_range_test=true", f"--lr_low={search.lr_low!r}", f"--lr_high={search.lr_high!r}"]
 
 
 def _kept_flags(settings: Settings, own_lines: Sequence[str]) -> Sequence[str]:

@@ -1050,7 +1050,7 @@ def write_weights(
 
     A card that is to be completed by hand is not `signed`. Raises InputError and OSError as `weights.write` does.
     """
-    card = directory.new_file("output", f"{file}.json", ".json")
+    card = directory.new_file(f"{file}.json", ".json")
     weights.write(file, arrays, metadata)
     try:
         complete = {name: value for name, value in record.items() if value is not None}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from experiments.runs import directory, plan
 from experiments.runs.command_line import PATHS_FROM
 from experiments.runs.search_flags import FIRST_SEED, MEASURED
-from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags
+from experiments.runs.settings import FLAGS, Recipe, Settings, parse_flags, written
 from tljax import plugins
 from tljax.study import space
 from tljax.types import InputError
@@ -133,16 +133,11 @@ def _require_same_task(search: str, winner: Mapping[str, Any], flags: Mapping[st
         if name == "source_checkpoint" and value and searched:
             value, searched = Path(value).resolve(), Path(searched).resolve()
         if value != searched:
-            raise InputError(f"--tuned={search} is of --{name}={_text(searched)}, not of {_text(value)}")
+            raise InputError(f"--tuned={search} is of --{name}={written(searched)}, not of {written(value)}")
 
 
 _TASK = ("source", "source_checkpoint", "target", "image_shape", "model")
 """Flags that a search does not vary: a recipe is the best for their values alone."""
-
-
-def _text(value: Any) -> str:
-    """A flag's value as a command line has it."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def unused(flags: Mapping[str, Any], winner: Mapping[str, Any]) -> dict[str, str]:
@@ -157,8 +152,8 @@ def unused(flags: Mapping[str, Any], winner: Mapping[str, Any]) -> dict[str, str
             continue
         value, winner_value = _value(settings, name), _value(winner_settings, name)
         if value != winner_value:
-            other = "not given" if winner_value is None else _text(winner_value)
-            texts[name] = f"--{name}={_text(value)} here, {other}"
+            other = "not given" if winner_value is None else written(winner_value)
+            texts[name] = f"--{name}={written(value)} here, {other}"
     return texts
 
 

@@ -327,7 +327,7 @@ def _equals_without_jit(proof: _Proof) -> str:
             case, wider = proof.case, jax.tree.map(_in_float64, (proof.case.params, proof.case.model_state))
             program = fits.program(proof.model, case.applied)
             # Pixels become float32, and so would be rounded what a model makes of them before its first parameter.
-            data = replace(proof.data, inputs=np.asarray(proof.data.inputs, np.float64) / 255)
+            data = replace(proof.data, inputs=jax.numpy.asarray(proof.data.inputs, np.float64) / 255)
             compiled = fits.fit(program, wider[0], proof.short.phases, data, 1, wider[1]).params[-1]
             wide_difference = _largest_difference(compiled, _without_jit(proof._replace(data=data), *wider))
         assert wide_difference <= _ROUNDING, (

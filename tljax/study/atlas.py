@@ -23,7 +23,8 @@ from tljax.types import InputError, Metric
 Pair = tuple[int, int]
 """Two cells by their numbers, the lower first."""
 
-NONE = Estimate(math.nan, math.nan, math.nan)
+FOLDS = 10
+"""Of the masks, on each of which an atlas is held against what it has not seen."""
 
 
 def draw(cells: int, count: int, seed: int = 0) -> np.ndarray:
@@ -174,7 +175,7 @@ def fit(masks: np.ndarray, scores: np.ndarray, pairs: Sequence[Pair] = (), level
 
 
 def held_out_errors(
-    masks: np.ndarray, scores: np.ndarray, most: int = 8, folds: int = 10, seed: int = 0
+    masks: np.ndarray, scores: np.ndarray, most: int = 8, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Squared errors on held-out masks with 0, 1, .. `most` pairs: float [most + 1, n], and of the mean, float [n].
 
@@ -183,9 +184,10 @@ def held_out_errors(
     """
     masks, scores = np.asarray(masks, bool), np.asarray(scores, float)
     count = len(scores)
-    fold_of = np.random.default_rng(seed).permutation(count) % min(folds, count)
+    folds = min(FOLDS, count)
+    fold_of = np.random.default_rng(seed).permutation(count) % folds
     rounds = []
-    for fold in range(min(folds, count)):
+    for fold in range(folds):
         train, held = fold_of != fold, fold_of == fold
         pairs = ordered_pairs(masks[train], scores[train], most)
         errors = []

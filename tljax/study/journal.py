@@ -9,7 +9,6 @@ first that does.
 This is no part of `search`, which loads Optuna only when a search begins, so that help is quick.
 """
 
-import hashlib
 import json
 import os
 import stat
@@ -21,6 +20,7 @@ from typing import Any
 
 from optuna.storages.journal import BaseJournalBackend, JournalFileSymlinkLock
 
+from tljax.study.ledger import chained_digest
 from tljax.types import InputError
 
 
@@ -80,7 +80,7 @@ class Journal(BaseJournalBackend):
         try:
             entry = json.loads(line)
             digest = entry.pop("sha256", None)
-            intact = digest == _sum(entry, self._last) if self._signed or digest is not None else True
+            intact = digest == chained_digest(entry, self._last) if self._signed or digest is not None else True
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(f"'{self._file}', line {number} is no entry of a search ({error}): {remedy}") from error
         if not intact or not isinstance(entry.get("op_code"), int):
@@ -97,7 +97,9 @@ class Journal(BaseJournalBackend):
             lines = b""
             for entry in logs:
                 entry = json.loads(json.dumps(entry))
-                last = json.dumps({**entry, "sha256": _sum(entry, last)}, separators=(",", ":")).encode() + b"\n"
+                last = (
+                    json.dumps({**entry, "sha256": chained_digest(entry, last)}, separators=(",", ":")).encode() + b"\n"
+                )
                 lines += last
             at = end
             try:
@@ -137,8 +139,3 @@ def _is_entry(line: bytes) -> bool:
         return line.endswith(b"\n") and isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
-
-
-def _sum(entry: dict[str, Any], before: bytes) -> str:
-    """SHA-256 of an entry and of the line before it."""
-    return hashlib.sha256(before + json.dumps(entry, sort_keys=True).encode()).hexdigest()

@@ -106,7 +106,7 @@ class Ledger:
         Raises OSError for what the disk refuses; the file is then as it was.
         """
         record = json.loads(json.dumps(dict(entry)))
-        line = json.dumps({**record, "sha256": _digest(record, self._last)}).encode() + b"\n"
+        line = json.dumps({**record, "sha256": chained_digest(record, self._last)}).encode() + b"\n"
         rest, position = line, self._end
         try:
             while rest:
@@ -223,7 +223,7 @@ def _checked(file: Path, line: bytes, before: bytes, number: int) -> Entry:
     try:
         entry = json.loads(line)
         digest = entry.pop("sha256", None)
-        intact = digest == _digest(entry, before)
+        intact = digest == chained_digest(entry, before)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"'{file}', line {number} is no line of a ledger: {_REMEDY}") from error
     form = _FORMS.get(entry.get("kind")) if isinstance(entry.get("kind"), str) else None
@@ -240,6 +240,6 @@ def _checked(file: Path, line: bytes, before: bytes, number: int) -> Entry:
 _REMEDY = "restore the ledger, or begin another with other test examples"
 
 
-def _digest(entry: Mapping[str, Any], before: bytes) -> str:
+def chained_digest(entry: Mapping[str, Any], before: bytes) -> str:
     """SHA-256 of an entry and of the line before it."""
     return hashlib.sha256(before + json.dumps(entry, sort_keys=True).encode()).hexdigest()

@@ -91,7 +91,7 @@ def _milestone(
         "jump_start": "not defined" if start is None or classes is None else start - 1 / classes,
         "asymptote": None if asymptote is None else sign * asymptote,
         "time_to_threshold": f">{first.steps}" if steps == np.inf else steps,
-        "area": _area(members, curves),
+        "area": mean(area for fit in members if (area := area_of(fit, curves)) is not None),
         "examples_saved": None if label(first) == "scratch" else saved(scratch, first.train_examples, asymptote),
         "flops": flops,
         "flops_with_source": _plus(flops, mean(fit.source_flops for fit in members)),
@@ -139,11 +139,6 @@ def saved(scratch: Sequence[tuple[int, float]], budget: int, accuracy: float | N
         return float(scratch[0][0] - budget)
     share = (accuracy - reached[at - 1]) / (reached[at] - reached[at - 1])
     return float(np.exp(budgets[at - 1] + share * (budgets[at] - budgets[at - 1])) - budget)
-
-
-def _area(members: Sequence[Result], curves: Curves) -> float | None:
-    """Mean accuracy (or other metric) over the steps, by trapezoids between the recorded ones."""
-    return mean(area for fit in members if (area := area_of(fit, curves)) is not None)
 
 
 def area_of(fit: Result, curves: Curves) -> float | None:

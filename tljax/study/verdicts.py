@@ -746,7 +746,7 @@ def _narrower(judged: Sequence[Comparison]) -> str:
         if each.size == "within" and each.narrow and max(-each.low, each.high) >= each.margin:
             level = 100 * (2 * each.level - 1)
             low, high = (units.difference(each.metric, end).split(" ")[0] for end in each.narrow)
-            texts.append(f"{named_among(each, judged)} by its {level:.4g} % interval, {low} to {high}")
+            texts.append(f"{named_among(each, judged)} by its simultaneous {level:.4g} % interval, {low} to {high}")
     return f"; within the margin is {listed(texts)}" if texts else ""
 
 
