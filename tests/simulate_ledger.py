@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
     confirmed: int
     false: int
-    result: int
+    found: int
     tested: int
 
 

@@ -27,32 +27,6 @@ DRAWS = 128
 """Studies of which a chance is the mean; their mean squares are evenly spread, the same every time."""
 
 
-class Components(NamedTuple):
-    """What the differences of a pilot say of the variance of a mean over other fits and as many items."""
-
-    mean: float
-    """The pilot's mean difference."""
-    fits: int
-    """The number of the pilot's fits."""
-    items: int
-    """The number of test items, or of groups of them."""
-    of_fits: float
-    """Expected mean square of fits: items times the variance of fits, and the residual's."""
-    of_items: float
-    """Variance of one item, or group, over items drawn anew; 0 where the pilot sees none."""
-    residual: float
-    """Variance of what is left of one fit on one item."""
-    unseen: float = 0.0
-    """What `statistics.unseen_items` adds to the mean square of items, a fit."""
-    of_draws: "OfDraws | None" = None
-    """What is known apart of seeds and of draws of labels, where the pilot crossed them."""
-
-    def spread(self) -> tuple[float, float, float]:
-        """Standard deviations: of fits, of the mean over all items, and of one fit's mean by what is left."""
-        fits = max(self.of_fits - self.residual, 0.0) / self.items
-        return math.sqrt(fits), math.sqrt(self.of_items / self.items), math.sqrt(self.residual / self.items)
-
-
 class OfDraws(NamedTuple):
     """Standard deviations of a fit's mean difference over the items, where draws of labels were crossed with seeds."""
 
@@ -70,6 +44,32 @@ class OfDraws(NamedTuple):
         2.236
         """
         return math.sqrt(self.seeds**2 / seeds + self.draws**2 / draws + self.both**2 / (seeds * draws))
+
+
+class Components(NamedTuple):
+    """What the differences of a pilot say of the variance of a mean over other fits and as many items."""
+
+    mean: float
+    """The pilot's mean difference."""
+    fits: int
+    """The number of the pilot's fits."""
+    items: int
+    """The number of test items, or of groups of them."""
+    of_fits: float
+    """Expected mean square of fits: items times the variance of fits, and the residual's."""
+    of_items: float
+    """Variance of one item, or group, over items drawn anew; 0 where the pilot sees none."""
+    residual: float
+    """Variance of what is left of one fit on one item."""
+    unseen: float = 0.0
+    """What `statistics.unseen_items` adds to the mean square of items, a fit."""
+    of_draws: OfDraws | None = None
+    """What is known apart of seeds and of draws of labels, where the pilot crossed them."""
+
+    def spread(self) -> tuple[float, float, float]:
+        """Standard deviations: of fits, of the mean over all items, and of one fit's mean by what is left."""
+        fits = max(self.of_fits - self.residual, 0.0) / self.items
+        return math.sqrt(fits), math.sqrt(self.of_items / self.items), math.sqrt(self.residual / self.items)
 
 
 class Chances(NamedTuple):
