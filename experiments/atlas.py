@@ -410,24 +410,14 @@ def _scores(
     """
     if any(len(each.validation) < 2 for each in fits):
         raise InputError(f"--validation={whole.settings.recipe.validation:g} holds out one example: give more")
-    last, recipe = len(fits[0].trial.rates), whole.settings.recipe
-    recipe = replace(recipe, steps=last, points=1) if last_alone else recipe
-    on_device = fit.with_recipe(task.on_device, recipe)
-    execution = replace(on_device.execution, many=plan.many_of(whole))
-    on_device = on_device._replace(execution=execution)
-    targets, goal = np.asarray(on_device.task.train.targets), on_device.objective
+    targets, goal = np.asarray(task.on_device.task.train.targets), task.on_device.objective
     scores = np.full((len(fits), 2), np.nan)
-    for point in fit.drive(on_device, fits, should_stop=lambda: bool(signal_number())):
-        if point.logits is None or point.state.step < last:
-            continue
-        logits = point.logits()
-        for row, i in enumerate(point.state.fits):
-            rows = fits[i].validation
-            diverged = fit.diverged_at(point.state, row, logits) is not None
-            for half in range(2):
-                at = np.searchsorted(task.rows, rows[half::2])
-                score = None if diverged else evaluate.score(goal, logits[row][at], targets[rows[half::2]])
-                scores[i, half] = task.worst if score is None else score
+    for i, logits in trials.ends(task, whole, fits, lambda: bool(signal_number()), last_alone):
+        for half in range(2):
+            rows = fits[i].validation[half::2]
+            at = np.searchsorted(task.rows, rows)
+            score = None if logits is None else evaluate.score(goal, logits[at], targets[rows])
+            scores[i, half] = task.worst if score is None else score
     if np.isnan(scores).any():
         number = signal_number()
         raise process.Stopped(number, "stopped in a group of fits, which is not kept; the same command goes on with it")
@@ -483,7 +473,7 @@ def _atlas(
     by_stage = {name: [i for i, cell in enumerate(cells) if cell.stage == name] for name in _stages(cells)}
     sizes = drawn @ np.array([cell.size for cell in cells])
     near = max(20, len(drawn) // 10)
-    told = []
+    placed = []
     for other in others:
         score = float(atlas.at_best_rate(sign * other.scores[None])[0].mean())
         count = None if other.cells is None else sum(other.cells)
@@ -491,7 +481,7 @@ def _atlas(
         if count is not None:
             by_cells = atlas.percentile(score, scores.mean(1), drawn.sum(1), count)
         by_numbers = atlas.percentile(score, scores.mean(1), sizes, other.numbers, near)
-        told.append(atlas.Told(other.label, score, count, other.numbers, by_cells, by_numbers))
+        placed.append(atlas.Placed(other.label, score, count, other.numbers, by_cells, by_numbers))
     stages = {name: fitted.surrogate.total(members) for name, members in by_stage.items()}
     multiples = np.log(np.array(factors))[which].mean((1, 2))
     every = {"stages": by_stage, "cells": {cell.name: [i] for i, cell in enumerate(cells)}}
@@ -505,7 +495,7 @@ def _atlas(
     seeds = whole.settings.seeds
     ceiling = atlas.ceiling(scores)
     return atlas.Atlas(
-        cells, drawn, scores, multiples, fitted, stages, ceiling, tuple(told), tuple(choices), metric, tuple(seeds)
+        cells, drawn, scores, multiples, fitted, stages, ceiling, tuple(placed), tuple(choices), metric, tuple(seeds)
     )
 
 

@@ -418,28 +418,18 @@ def _tried(
 
     A trial that diverged scores 0. Raises process.Stopped where a signal came before the end.
     """
-    last = len(fits[0].trial.rates)
-    recipe = replace(tried.settings.recipe, steps=last, points=1)
-    on_device = fit.with_recipe(task.on_device, recipe)
-    on_device = on_device._replace(execution=replace(on_device.execution, many=plan.many_of(tried)))
-    goal, targets = on_device.objective, np.asarray(on_device.task.train.targets)
+    goal, targets = task.on_device.objective, np.asarray(task.on_device.task.train.targets)
     rows, halves = items.halves["explore"], strategy_cards.trial_halves(items)
     scores, explored = np.full(len(fits), np.nan), np.full((len(fits), 2), np.nan)
     with process.signals_handled() as signal_number:
-        for point in fit.drive(on_device, fits, should_stop=lambda: bool(signal_number())):
-            if point.logits is None or point.state.step < last:
+        for i, logits in trials.ends(task, tried, fits, lambda: bool(signal_number())):
+            if logits is None:
+                scores[i], explored[i] = 0.0, 0.0
                 continue
-            logits = point.logits()
-            for row, i in enumerate(point.state.fits):
-                held_out = fits[i].validation
-                at = np.searchsorted(task.rows, held_out)
-                of_fit = logits[row][at], logits[row][len(task.rows) :]
-                if fit.diverged_at(point.state, row, logits) is not None:
-                    scores[i], explored[i] = 0.0, 0.0
-                    continue
-                scores[i] = evaluate.score(goal, of_fit[0], targets[held_out])
-                right = of_fit[1].argmax(-1) == items.labels[rows]
-                explored[i] = [right[halves == half].mean() for half in range(2)]
+            held_out = fits[i].validation
+            scores[i] = evaluate.score(goal, logits[np.searchsorted(task.rows, held_out)], targets[held_out])
+            right = logits[len(task.rows) :].argmax(-1) == items.labels[rows]
+            explored[i] = [right[halves == half].mean() for half in range(2)]
         if np.isnan(scores).any():
             raise process.Stopped(signal_number(), "stopped among trials, which are not kept; the same command goes on")
     return scores, explored

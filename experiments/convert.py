@@ -119,8 +119,8 @@ def _known(convert_flags: ConvertFlags) -> dict[str, Any]:
         record["model"] = {"model": convert_flags.model}
     if convert_flags.rules:
         beside = Path(convert_flags.output or "").parent / convert_flags.rules
-        found = str(beside) if beside.is_file() and not Path(convert_flags.rules).is_file() else convert_flags.rules
-        _require(f"--rules={convert_flags.rules}", lambda: weights.read_rules(found))
+        place = str(beside) if beside.is_file() and not Path(convert_flags.rules).is_file() else convert_flags.rules
+        _require(f"--rules={convert_flags.rules}", lambda: weights.read_rules(place))
         record["rules"] = convert_flags.rules
     return record
 

@@ -80,8 +80,8 @@ def run(values: Mapping[str, Any], options: RankFlags) -> dict[str, Any]:
         fits = sum(len(plan.planned(each)) for each in transfers.experiments()) if transfers else 0
         rows = [(card.name, _source_score(card), f"{card.parameters:,}") for card in cards]
         notes = [f"{len(rows)} sources, {len(targets)} targets, {fits} fits to verify"]
-        own = "own test accuracy %" if {card.metric for card in cards} == {units.ACCURACY} else "own test score"
-        console.table("sources", ["source", own, "parameters"], rows, notes)
+        heading = "own test accuracy %" if {card.metric for card in cards} == {units.ACCURACY} else "own test score"
+        console.table("sources", ["source", heading, "parameters"], rows, notes)
         return {}
     fingerprints = {name: task.fingerprint for name, task in targets.items()}
     with directory.opened(settings, "rank", command_line.flagfile_lines(options)) as folder:

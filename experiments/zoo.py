@@ -162,8 +162,8 @@ def _print_cards(cards: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> No
         for card in cards
     ]
     metrics = {units.from_record(card.get("metric")) for card in cards}
-    own = "own test accuracy %" if metrics == {units.ACCURACY} else "own test score"
-    columns = ["source", own, "parameters", "steps", "seconds", "trivial", "checkpoint"]
+    heading = "own test accuracy %" if metrics == {units.ACCURACY} else "own test score"
+    columns = ["source", heading, "parameters", "steps", "seconds", "trivial", "checkpoint"]
     console.table("zoo", columns, rows, notes)
 
 

@@ -39,8 +39,8 @@ def numbers(atlas: Atlas) -> dict[str, Any]:
             "explained": atlas.fitted.explained,
             "ceiling": atlas.ceiling._asdict(),
             "strategies": [
-                {**told._asdict(), "by_cells": told.by_cells._asdict(), "by_numbers": told.by_numbers._asdict()}
-                for told in atlas.told
+                {**place._asdict(), "by_cells": place.by_cells._asdict(), "by_numbers": place.by_numbers._asdict()}
+                for place in atlas.placed
             ],
             "greedy": [
                 {"of": choice.units, "strategy": choice.spec, "steps": [step._asdict() for step in choice.steps]}
@@ -79,14 +79,14 @@ def strategies(atlas: Atlas) -> Table:
     """Each strategy among the masks of its size."""
     rows = [
         [
-            Text(told.label),
-            Text(units.shown(atlas.metric, units.sign(atlas.metric) * told.score)),
-            Text(NOTHING if told.cells is None else str(told.cells)),
-            _percentile(told.by_cells),
-            Text(f"{told.numbers:,}"),
-            _percentile(told.by_numbers),
+            Text(place.label),
+            Text(units.shown(atlas.metric, units.sign(atlas.metric) * place.score)),
+            Text(NOTHING if place.cells is None else str(place.cells)),
+            _percentile(place.by_cells),
+            Text(f"{place.numbers:,}"),
+            _percentile(place.by_numbers),
         ]
-        for told in sorted(atlas.told, key=lambda told: -told.score)
+        for place in sorted(atlas.placed, key=lambda place: -place.score)
     ]
     columns = ["strategy", tables.of_test(atlas.metric, "Validation"), "cells", "percentile", "numbers", "percentile "]
     return Table("strategies among masks of their size", columns, rows)
@@ -131,7 +131,7 @@ def show(atlas: Atlas, folder: Path, title: str, notes: Sequence[str]) -> None:
     """Print the tables, and write the report."""
     lines = sentences(atlas)
     console.show(effects(atlas), lines)
-    if atlas.told:
+    if atlas.placed:
         console.show(strategies(atlas))
     console.show(choices(atlas), [*notes])
     for choice in atlas.choices:
@@ -168,10 +168,10 @@ def page(atlas: Atlas, folder: Path, title: str, lines: Sequence[str], notes: Se
         Block(EFFECTS.format(**words) + after, effects(atlas)),
     ]
     sections = [Section("Where parameters matter", "cells", blocks)]
-    if atlas.told:
+    if atlas.placed:
         sections.append(Section("Strategies", "strategies", [Block(STRATEGIES + after, strategies(atlas))]))
     sizes = atlas.masks @ np.array([cell.size for cell in atlas.cells])
-    points = {told.label: (told.numbers, told.score) for told in atlas.told}
+    points = {place.label: (place.numbers, place.score) for place in atlas.placed}
     picture = figures.atlas_masks(sizes, atlas.scores.mean(1), points, atlas.metric)
     sections.append(
         Section("Masks", "masks", [Block(MASKS.format(**words) + after, pictures=[picture], kind="box wide")])

@@ -177,7 +177,7 @@ def _classes(
         rows = [
             (
                 tables.place(each.source, target),
-                [Cell(each.strategy), *(_difference(metric, one and one[:3]) for one in each.intervals)],
+                [Cell(each.strategy), *(_difference(metric, interval and interval[:3]) for interval in each.intervals)],
             )
             for each in members
         ]

@@ -179,9 +179,9 @@ def verdicts(record: Mapping[str, Any]) -> Table:
         cells = [Cell(each["title"]), _interval(from_scratch.get("explore"))]
         if not record["explore"]:
             confirmed = from_scratch.get("confirm")
-            word = (confirmed or {}).get("word") or NOTHING
-            size = tables.SIZES.get((confirmed or {}).get("size", ""), "") if word in ("positive", "negative") else ""
-            cells += [_interval(confirmed), Cell(word, size or (confirmed or {}).get("reason", ""))]
+            verdict = Cell(NOTHING) if confirmed is None else _verdict(confirmed)
+            reason = "" if confirmed is None else confirmed["reason"]
+            cells += [_interval(confirmed), verdict._replace(words=verdict.words or reason)]
         rows.append([*cells, Cell(f"{each['rank']['place']} of {each['rank']['of']}"), _percentile(each["masks"])])
     columns = ["Transfer", *of_halves, "Rank", "Percentile among random masks"]
     return Table("What it gains", columns, rows)
@@ -194,9 +194,7 @@ def beside(record: Mapping[str, Any]) -> Table:
         for base, comparison in each["from_others"].items():
             if base in BESIDE or base == each["rank"]["best"]:
                 best = "the best shipped on the items that explore" if base == each["rank"]["best"] else ""
-                word = comparison["word"] or NOTHING
-                size = tables.SIZES.get(comparison["size"], "") if word in ("positive", "negative") else ""
-                rows.append([Cell(each["title"]), Cell(base, best), _interval(comparison), Cell(word, size)])
+                rows.append([Cell(each["title"]), Cell(base, best), _interval(comparison), _verdict(comparison)])
     return Table("Beside shipped strategies", ["Transfer", "Compared with", "Difference (points)", "Verdict"], rows, 2)
 
 
@@ -253,6 +251,12 @@ def _interval(comparison: Mapping[str, Any] | None) -> Cell:
         return Cell(NOTHING)
     values = [math.nan if comparison[name] is None else 100 * comparison[name] for name in ("mean", "low", "high")]
     return tables.ranged((values[0], values[1], values[2]), tables.signed)
+
+
+def _verdict(comparison: Mapping[str, Any]) -> Cell:
+    """The word of a comparison, and where it has a direction its size."""
+    word = comparison["word"] or NOTHING
+    return Cell(word, tables.SIZES.get(comparison["size"], "") if word in ("positive", "negative") else "")
 
 
 def _mean(values: Sequence[float]) -> Cell:

@@ -42,8 +42,8 @@ def show(settings: Settings, target: Task, source: Source | None, results: Seque
     of_source = next(
         (units.from_record(each.source_metric) for each in results if each.source_accuracy is not None), ACCURACY
     )
-    own = f"{units.spoken(of_source)} {tables.spanned(source_accuracies, of_source)}"
-    source_note = f"source's own test {own}" if source_accuracies else ""
+    score = f"{units.spoken(of_source)} {tables.spanned(source_accuracies, of_source)}"
+    source_note = f"source's own test {score}" if source_accuracies else ""
     with_sources = [*pretrained, *settled]
     curves = {each.name: curve for each in with_sources if (curve := metrics.curves(folder, each.name)) is not None}
     text = page(

@@ -57,6 +57,11 @@ def total(text: str, task: Task) -> int:
     return int(match[1]) * (len(task.classes) if match[2] else 1)
 
 
+def whole(texts: Sequence[str], task: Task) -> tuple[str, ...]:
+    """Those of label budgets that are every training example of a task, of which there is one draw."""
+    return tuple(text for text in texts if total(text, task) == len(task.train.targets))
+
+
 def notes(texts: Sequence[str], task: Task, validation: float = 0.0) -> list[str]:
     """The lines of every table on classes that have too few examples for a label budget or the validation split.
 

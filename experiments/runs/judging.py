@@ -240,8 +240,7 @@ _PINNED = {
 def variation(experiment: Experiment) -> Variation:
     """What differs between the fits of an experiment."""
     settings, source = experiment.settings, experiment.source
-    count = len(experiment.target.train.targets)
-    whole = tuple(budget for budget in settings.train_examples if budgets.total(budget, experiment.target) == count)
+    whole = budgets.whole(settings.train_examples, experiment.target)
     different = None
     if source:
         # A source that is trained here follows from its stream; what it is identified by holds the seed too.

@@ -106,13 +106,13 @@ def parted(
 
 def _require_drawn(experiment: Experiment) -> None:
     """Raise InputError for a label budget that is every training example, of which there is no other draw."""
-    recipe, target = experiment.settings.recipe, experiment.target
-    for budget in () if recipe.validation else experiment.settings.train_examples:
-        if budgets.total(budget, target) == len(target.train.targets):
-            raise InputError(
-                f"--draws: --train_examples={budget.partition(':')[0]} is every training example of {target.name}, of "
-                "which no draw differs from another: leave that budget out"
-            )
+    settings, target = experiment.settings, experiment.target
+    whole = () if settings.recipe.validation else budgets.whole(settings.train_examples, target)
+    if whole:
+        raise InputError(
+            f"--draws: --train_examples={whole[0].partition(':')[0]} is every training example of {target.name}, of "
+            "which no draw differs from another: leave that budget out"
+        )
 
 
 def notes(draws: Draws, apart: bool | None, settings: Settings) -> list[str]:

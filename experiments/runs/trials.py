@@ -1,6 +1,6 @@
 """Trials of a search: many settings trained together, and judged on validation examples alone."""
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from experiments.runs import fit, plan
 from experiments.runs.fit import DeviceData, PreparedFit
 from experiments.runs.plan import Experiment
+from experiments.runs.settings import Recipe
 from experiments.runs.sources import Trained
 from tljax import evaluate, metrics
 from tljax.data import derive
@@ -130,6 +131,34 @@ def prepare(task: SearchTask, experiment: Experiment, seed: int, trained: Mappin
     return prepared._replace(trial=prepared.trial._replace(order=order, shares=(of_start, of_order)))
 
 
+def ends(
+    task: SearchTask,
+    experiment: Experiment,
+    fits: Sequence[PreparedFit],
+    should_stop: Callable[[], bool],
+    last_alone: bool = True,
+) -> Iterator[tuple[int, np.ndarray | None]]:
+    """(Which fit, its logits on the task's test inputs at its last step; None of one that diverged), as they are known.
+
+    With `last_alone` fits are evaluated at their last step only. Where it is to stop, those that are left do not come.
+    """
+    last, recipe = len(fits[0].trial.rates), experiment.settings.recipe
+    recipe = replace(recipe, steps=last, points=1) if last_alone else recipe
+    for point in fit.drive(_under(task, experiment, recipe), fits, should_stop=should_stop):
+        if point.logits is None or point.state.step < last:
+            continue
+        logits = point.logits()
+        for row, i in enumerate(point.state.fits):
+            diverged = fit.diverged_at(point.state, row, logits) is not None
+            yield i, None if diverged else logits[row]
+
+
+def _under(task: SearchTask, experiment: Experiment, recipe: Recipe) -> DeviceData:
+    """The task under a recipe, as the fits of a table: a trial is trained in the way in which its setting will be."""
+    on_device = fit.with_recipe(task.on_device, recipe)
+    return on_device._replace(execution=replace(on_device.execution, many=plan.many_of(experiment)))
+
+
 def _train(
     task: SearchTask,
     group: Sequence[Member],
@@ -140,10 +169,7 @@ def _train(
 ) -> None:
     """Train a group of fits, whose recipes have as many steps and points as that of `experiment`, and score them."""
     settings = {member.setting for member in group}
-    on_device = fit.with_recipe(task.on_device, experiment.settings.recipe)
-    # As the fits of a table: a trial is trained in the way in which its setting will be.
-    execution = replace(on_device.execution, many=plan.many_of(experiment))
-    on_device = on_device._replace(execution=execution)
+    on_device = _under(task, experiment, experiment.settings.recipe)
     last = len(group[0].fit.trial.rates)
     targets = np.asarray(on_device.task.train.targets)
     every_score: dict[int, dict[int, list[float]]] = {}

@@ -200,7 +200,7 @@ def _flat(features: Any) -> dict[str, Any]:
     for key in sorted(features):
         inner = features[key]
         is_dict = isinstance(inner, tfds.features.FeaturesDict)
-        known |= {f"{key}/{part}": found for part, found in _flat(inner).items()} if is_dict else {key: inner}
+        known |= {f"{key}/{part}": feature for part, feature in _flat(inner).items()} if is_dict else {key: inner}
     return known
 
 

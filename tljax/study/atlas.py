@@ -390,7 +390,7 @@ def greedy(
     return mask, steps
 
 
-class Told(NamedTuple):
+class Placed(NamedTuple):
     """A strategy, and what it reaches."""
 
     label: str
@@ -426,7 +426,7 @@ class Atlas(NamedTuple):
     stages: Mapping[str, Estimate]
     """{stage: what its cells add in sum, with its interval}."""
     ceiling: Ceiling
-    told: tuple[Told, ...]
+    placed: tuple[Placed, ...]
     choices: tuple[Choice, ...]
     metric: Metric
     seeds: tuple[int, ...]

@@ -116,10 +116,10 @@ def _with(specs: Sequence[str], inner: str, value: Any, flag: str) -> list[str]:
     if name not in names:
         raise InputError(f"space '{inner}': '{name}' is not in `{flag}=`{plugins.nearest(name, names)}")
     changed = []
-    for text, own in zip(specs, names, strict=True):
+    for text, name_of_spec in zip(specs, names, strict=True):
         alias, rest = plugins.named(text) if flag == "strategies" else ("", text)
         spec = plugins.parse(rest)
-        options = {**spec.options, option: value} if own == name else spec.options
+        options = {**spec.options, option: value} if name_of_spec == name else spec.options
         words = map(plugins.quoted, (spec.name, *spec.words))
         written = ":".join([*words, *(f"{key}={setting}" for key, setting in options.items())])
         changed.append(f"{alias}={written}" if alias else written)
