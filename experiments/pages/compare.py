@@ -327,15 +327,15 @@ CONFUSION = (
 )
 RELIABILITY = "Accuracy against confidence, over all seeds; on the diagonal a fit is as often right as it is sure."
 WRONG = "The test images that fits most often take for another class."
+JUMP_START = "Jump-start is accuracy on the test set before the first step less chance. "
 MILESTONES = (
-    "Taylor and Stone's measures of transfer (2009). Jump-start is accuracy on the test set before the first step "
-    "less chance. End, which they call the asymptote, and examples saved are of the test set; area and threshold are "
-    "of {curve}. The threshold is what scratch ends with there in the mean: steps with a > did not reach it while "
-    "they were trained. Examples saved with a > or < lie outside the numbers of labels that scratch had. A fit that "
-    "diverged reaches no threshold, and counts as {constant}. Costs are of the target's fit up to the threshold, "
-    "features of frozen stages, computed once, left out; then with all of the source's steps. These numbers stand "
-    "without intervals, and no verdict is drawn from them. Steps are the median over seeds of the first recorded step "
-    "at the threshold, which may have been reached at any since the one before."
+    "Taylor and Stone's measures of transfer (2009). {jump_start}End, which they call the asymptote, and examples "
+    "saved are of the test set; area and threshold are of {curve}. The threshold is what scratch ends with there in "
+    "the mean: steps with a > did not reach it while they were trained. Examples saved with a > or < lie outside the "
+    "numbers of labels that scratch had. A fit that diverged reaches no threshold, and counts as {constant}. Costs are "
+    "of the target's fit up to the threshold, features of frozen stages, computed once, left out; then with all of the "
+    "source's steps. These numbers stand without intervals, and no verdict is drawn from them. Steps are the median "
+    "over seeds of the first recorded step at the threshold, which may have been reached at any since the one before."
 )
 
 
@@ -451,13 +451,12 @@ def _milestones(study: Study, notes: str) -> list[Block]:
     rows: dict[Metric, list[Mapping[str, Any]]] = {}
     for row in study.milestones:
         rows.setdefault(metric_of.get(row["target"], units.ACCURACY), []).append(row)
-    return [
-        block
-        for metric, members in rows.items()
-        for block in _table_block(
-            _filled(MILESTONES, metric, curve=beside.curve_of(study.rows)) + notes, tables.milestones(members, metric)
-        )
-    ]
+    blocks = []
+    for metric, members in rows.items():
+        defined = any(isinstance(row.get("jump_start"), float) for row in members)
+        words = {"curve": beside.curve_of(study.rows), "jump_start": JUMP_START if defined else ""}
+        blocks += _table_block(_filled(MILESTONES, metric, **words) + notes, tables.milestones(members, metric))
+    return blocks
 
 
 def _verdicts(family: Sequence[Comparison], strokes: figures.Strokes, notes: str, verdict_on: str) -> list[Block]:
