@@ -1,5 +1,6 @@
 """`experiments.check`: green for every strategy of the folder, red for the planted ones, one line for bad input."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -63,12 +64,43 @@ def test_norm_only_is_proved_on_the_model_that_has_norms(capsys):
 @pytest.mark.slow
 def test_a_linear_probe_costs_less_than_full_training_and_lora_promises_nothing(capsys):
     def counts(detail):
-        return [int(number.replace(",", "")) for number in (detail.split(";")[0], detail.split()[-3])]
+        numbers = re.search(r"([\d,]+); full training ([\d,]+\d)", detail)
+        return [int(number.replace(",", "")) for number in numbers.groups()]
 
     probe, full = counts(ran(capsys, "--strategy=head_only")[1]["FLOPs at most those of full training"][1])
     assert probe < 0.6 * full
     lora, full = counts(ran(capsys, "--strategy=lora")[1]["FLOPs of a step"][1])
     assert lora > full
+
+
+ROWS = """
+import jax
+from jax import numpy as jnp
+from tljax import masks
+
+DATA_DRIVEN = True
+
+
+def strategy(params, context):
+    below = masks.by_glob(params, "**/kernel")
+    rows = jax.tree.map(lambda trains, leaf: smallest(leaf) if trains else False, below, params)
+    return masks.union(rows, context.fresh)
+
+
+def smallest(kernel):
+    sizes = jnp.sqrt((kernel**2).sum(tuple(range(1, kernel.ndim)), keepdims=True))
+    return {}
+"""
+
+
+@pytest.mark.parametrize(
+    "rows", ["sizes <= jnp.median(sizes)", "jnp.broadcast_to(sizes <= jnp.median(sizes), kernel.shape)"]
+)
+def test_a_mask_by_rows_costs_what_it_may_in_either_shape(rows, tmp_path, capsys):
+    (tmp_path / "rows.py").write_text(ROWS.format(rows))
+    code, checks, err = ran(capsys, f"--strategy={tmp_path / 'rows.py'}:strategy")
+    assert (code, err) == (0, "")
+    assert "for selecting" in checks["FLOPs at most those of full training"][1]
 
 
 @pytest.mark.parametrize(

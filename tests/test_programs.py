@@ -398,7 +398,7 @@ def test_data_driven_strategies_run_and_a_dry_run_says_what_they_wait_for(tasks,
     strategies = ("auto_rgn:phases=2", "gradient_mask:fraction=0.1", "fisher:fraction=0.1")
     flags = arguments(tasks, tmp_path / "w", strategies=strategies)
     transfer.run(**flags, dry_run=True)
-    assert capsys.readouterr().out.count("depends on gradients") == 3
+    assert capsys.readouterr().out.count("depends on values") == 3
     lines = transfer.run(**flags)
     assert {line.trained_parameters for line in lines if line.strategy == "fisher"} == {30 + 27}
     assert len({line.key for line in lines}) == 8

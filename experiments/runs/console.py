@@ -161,7 +161,7 @@ def plan(
     else:
         say(f"{title}: graft as of {same_as}\n")
     if not phases:
-        say(f"  {title}: the mask depends on gradients, and is not known before the source is trained\n")
+        say(f"  {title}: the mask depends on values (DATA_DRIVEN), and is not known before the source is trained\n")
     for number, (start, mask) in enumerate(phases):
         when = f"{title}: mask" if len(phases) == 1 else f"{title}: mask from {100 * start:g} % of training"
         if masks.is_strategy(mask):
