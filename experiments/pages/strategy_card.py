@@ -283,8 +283,8 @@ CAPTIONS = {
     "verdict is of the latter, with a margin of {margin} below which a difference does not matter. An interval allows "
     "for a group of test items that differs from all that were seen, which with few groups can make it several times "
     "as wide. The rank is by mean accuracy on the items that explore. Random masks over stages and kinds of leaves "
-    "were tried at the same rates and tuning seeds; the percentile is among the {near} or more whose numbers that train "
-    "below the head are nearest to the strategy's, which may be far from it.",
+    "were tried at the same rates and tuning seeds; the percentile is among the {near} or more whose numbers that "
+    "train below the head are nearest to the strategy's, which may be far from it.",
     "beside": "On the items that {half}. Each strategy that is compared with is a family by itself, at {level:g} %, "
     "and exploratory. Which is best was chosen on the items that explore.",
     "kept": "Means over seeds, with their range. The source task is measured with the source's own head put back. The "
