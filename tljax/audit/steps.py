@@ -433,7 +433,7 @@ class _Audit:
         self.stuck = self.zero_for_good()
         findings = []
         tracked, drifting = self._tracked(), self._drifting()
-        claimed = [leaf for leaf in self.leaves if leaf not in tracked]
+        claimed = [leaf for leaf in self.leaves if leaf.place not in {other.place for other in tracked}]
         moved: dict[int, Any] = {}
         for leaf in claimed:
             if _any(leaf.frozen) and self._worst(leaf) is not None:
