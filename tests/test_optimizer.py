@@ -401,7 +401,7 @@ def test_a_function_of_the_parameters_is_a_mask_and_so_is_a_strategy():
         (lambda params: lp_ft.strategy(params, Context(("body", "head"))), "gives phases"),
         (lambda params: {"head": True}, "only in the parameters"),
         (lambda params: "head", "only in the"),
-        (head_only.strategy, "no prefix given"),
+        (head_only.strategy, "head_only needs stages: give path prefixes"),
     ],
 )
 def test_a_function_that_gives_no_mask_of_the_tree_is_refused(rule, message):
