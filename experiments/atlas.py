@@ -477,7 +477,7 @@ def _atlas(
     for other in others:
         score = float(atlas.at_best_rate(sign * other.scores[None])[0].mean())
         count = None if other.cells is None else sum(other.cells)
-        by_cells = atlas.Percentile(math.nan, 0)
+        by_cells = atlas.Percentile(math.nan, 0, math.nan, math.nan)
         if count is not None:
             by_cells = atlas.percentile(score, scores.mean(1), drawn.sum(1), count)
         by_numbers = atlas.percentile(score, scores.mean(1), sizes, other.numbers, near)

@@ -4,8 +4,8 @@ r"""A strategy card: one page on a strategy, against shipped scores of all the o
 
 The strategy, a file of yours or one of tljax/strategies, is tuned and trained on the fixed transfers of a version, at
 the rates and under the seeds that every shipped strategy had. Which test items those got right is in the package, so it
-is compared with them item by item and nothing else is trained. The page says what it gains and keeps, what it costs,
-where it stands among random masks of its size, what is proved of it, and a verdict on test items that chose nothing.
+is compared with them item by item and no other strategy is tuned again. The page says what it gains and keeps, what it
+costs, where it stands among random masks, what is proved of it, and a verdict on test items that chose nothing.
 Run again, it goes on.
 
     python -m experiments.card --make_reference --output=runs/reference

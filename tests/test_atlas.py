@@ -151,8 +151,8 @@ def test_the_rate_is_chosen_by_others():
 
 def test_percentiles_are_among_masks_of_a_size():
     scores, sizes = np.arange(100) / 100, np.repeat([1, 10, 100, 1000], 25)
-    assert atlas.percentile(0.6, scores, sizes, 100) == (42.0, 25)
-    assert atlas.percentile(0.6, scores, sizes, 90, near=25) == (42.0, 25)
+    assert atlas.percentile(0.6, scores, sizes, 100) == (42.0, 25, 100, 100)
+    assert atlas.percentile(0.6, scores, sizes, 90, near=25) == (42.0, 25, 100, 100)
     assert math.isnan(atlas.percentile(0.5, scores, sizes, 11).value)
     draws = np.random.default_rng(0).integers(0, 5, 200).astype(float)
     expected = stats.percentileofscore(draws, 2.0, kind="mean")

@@ -130,7 +130,7 @@ def test_the_percentile_is_among_masks_of_nearest_size():
     mine.explored[:] = 0.65
     masks = Masks(np.array([7] * 8 + [900] * 8), np.stack([np.full((2, 2, 2), value) for value in np.arange(16) / 10]))
     this = part(mine, OTHERS, masks=masks)
-    assert strategy_cards.percentile(this) == (100 * 7 / 8, 8)
+    assert strategy_cards.percentile(this) == (100 * 7 / 8, 8, 7, 7)
     assert strategy_cards.percentile(part(mine, OTHERS)) is None
 
 
@@ -164,7 +164,7 @@ def test_the_page_says_other_versions_a_refuted_check_other_rounding_and_how_man
         "jax 2 here, 1 in the shipped scores",
         "4 items of a_b",
         "strategy 3 whose verdict",
-        "REFUTED: 1 of 1",
+        "REFUTED by 1 of 1 checks (frozen stays)",
     ):
         assert words in text and words in html
     assert "REFUTED: frozen stays: it moved" in text and "refuted by its own checks" in html

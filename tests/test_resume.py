@@ -1,6 +1,7 @@
 """A run that is stopped, killed or damaged in training ends with the bits of one that was never disturbed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from test_programs import arguments, command, parameters, results
 from experiments import transfer
 from experiments.runs import directory, fit, process, resume
 from tljax import masks, models, objective, optimizers, train
+from tljax.train import loop
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -78,6 +80,36 @@ def test_a_run_that_is_killed_goes_on_with_the_same_bits(tasks, undisturbed, tmp
     peaks = [{fit.name: fit.peak_bytes for fit in directory.results(w)} for w in (tmp_path / "w", undisturbed)]
     assert peaks[0] == peaks[1] and all(peaks[0].values())
     assert not (tmp_path / "w" / "progress").exists()
+
+
+def test_a_long_segment_is_saved_on_its_way_and_its_steps_are_counted(tasks, tmp_path, monkeypatch, capsys):
+    """A run whose curves have one point is a single segment, which may take hours."""
+    flags = {**FLAGS, "steps": 12, "points": 1, "strategies": ("scratch", "head_only")}
+    del flags["epochs"], flags["checkpoint_every"]
+    transfer.run(**arguments(tasks, tmp_path / "undisturbed", **flags))
+    counted = []
+
+    @contextmanager
+    def progress(what, total, unit="steps"):
+        counted.append([total])
+        yield counted[-1].append
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "SAVE_SECONDS", 0.0)
+        patch.setattr(loop, "FIRST_CALL", 2)
+        patch.setattr(loop, "LONGEST", 0.0)  # a step a call from the second on
+        patch.setattr("experiments.runs.console.progress", progress)
+        with patch.context() as killed:
+            killed_after(5, killed)
+            with pytest.raises(Killed):
+                transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+        assert counted[-1][:3] == [12 * 2, 0, 2 * 2]  # of all fits; nothing was there; two steps of two fits
+        capsys.readouterr()
+        transfer.run(**arguments(tasks, tmp_path / "w", **flags))
+    at = int(re.search(r"goes on from step (\d+) of 12", capsys.readouterr().out)[1])
+    assert 0 < at < 12
+    assert all(sum(steps) == total for total, *steps in counted[-2:])
+    same_run(tmp_path / "w", tmp_path / "undisturbed")
 
 
 @pytest.mark.slow

@@ -123,10 +123,10 @@ def test_seeds_judged_as_planned_are_refused_until_and_the_other_way_round(tasks
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     flagged = command(tasks, tmp_path, strategies=("full",), train_examples=("4/class",), steps=4, seeds=(0, 1))
     compare.main(["compare", *flagged, "--nolonger_scratch"])
-    with pytest.raises(InputError, match="judged before with --until=, not decided"):
+    with pytest.raises(InputError, match="judged before with no --until, not --until=decided"):
         compare.main(["compare", *flagged, "--nolonger_scratch", "--until=decided", "--most=6"])
     monkeypatch.setattr(fit, "within", None)  # before anything is trained
     others = [flag for flag in flagged if not flag.startswith("--workdir=")]
     elsewhere = [*others, f"--workdir={tmp_path / 'elsewhere'}", "--nolonger_scratch"]
-    with pytest.raises(InputError, match="judged before with --until=, not decided"):
+    with pytest.raises(InputError, match="judged before with no --until, not --until=decided"):
         compare.main(["compare", *elsewhere, "--until=decided", "--most=6"])

@@ -106,6 +106,7 @@ def _of_transfer(
     from_scratch = {half: each[name] for half, each in of_half.items() if name in each}
     return {
         "title": part.transfer.title,
+        "margin": part.transfer.margin,
         "rate": arm.rate,
         "rates": list(part.transfer.rates),
         "judged_by": arm.end,
@@ -116,9 +117,10 @@ def _of_transfer(
         "from_scratch": {half: _record(each) for half, each in from_scratch.items()},
         "from_others": {base: _record(each[name]) for base, each in beside.items() if name in each},
         "rank": {"place": place, "of": many, "best": best},
-        "masks": None if near is None or math.isnan(near.value) else near._asdict(),
+        "masks": None if near is None or math.isnan(near.value) else {**near._asdict(), "size": arm.cost["beside"]},
         "retention": _means(part, arm, "source", contents.explore),
         "source_accuracy": list(part.reference.source_accuracy),
+        "shift_to": part.transfer.shift,
         "shift": _means(part, arm, "shift", contents.explore),
         "shift_of_scratch": _means(part, part.reference.arms["scratch"], "shift", contents.explore),
         "anchor_items_differ": contents.anchors.get(name, -1),
@@ -266,7 +268,10 @@ def _mean(values: Sequence[float]) -> Cell:
 
 
 def _percentile(near: Mapping[str, Any] | None) -> Cell:
-    return Cell(NOTHING) if near is None else Cell(f"{near['value']:.0f}", f"of {near['peers']} masks")
+    if near is None:
+        return Cell(NOTHING)
+    sizes = dict.fromkeys(f"{near[name]:,.0f}" for name in ("smallest", "largest"))
+    return Cell(f"{near['value']:.0f}", f"of {near['peers']} masks of {' to '.join(sizes)}, it of {near['size']:,}")
 
 
 # ---- The page
@@ -275,13 +280,17 @@ def _percentile(near: Mapping[str, Any] | None) -> Cell:
 CAPTIONS = {
     "verdicts": "Differences of accuracy from scratch in points, paired by seed and by item, with {level:g} % "
     "intervals that hold together over all transfers. Half of the groups of test items explores, half confirms; the "
-    "verdict is of the latter. The rank is by mean accuracy on the items that explore. Random masks over stages and "
-    "kinds of leaves were tried at the same rates and tuning seeds; the percentile is among the {near} or more of "
-    "nearest size.",
+    "verdict is of the latter, with a margin of {margin} below which a difference does not matter. An interval allows "
+    "for a group of test items that differs from all that were seen, which with few groups can make it several times "
+    "as wide. The rank is by mean accuracy on the items that explore. Random masks over stages and kinds of leaves "
+    "were tried at the same rates and tuning seeds; the percentile is among the {near} or more whose numbers that "
+    "train below the head are nearest to the strategy's, which may be far from it.",
     "beside": "On the items that {half}. Each strategy that is compared with is a family by itself, at {level:g} %, "
     "and exploratory. Which is best was chosen on the items that explore.",
-    "kept": "Means over seeds, with their range. The source task is measured with the source's own head put back.",
-    "costs": "Of one fit. FLOPs of a step are counted from the traced program; seconds and memory are this machine's.",
+    "kept": "Means over seeds, with their range. The source task is measured with the source's own head put back. The "
+    "shift is other test items: {shifts}.",
+    "costs": "Of one fit. FLOPs of a step are counted from the traced program; seconds, with what was compiled "
+    "meanwhile, and memory are this machine's.",
     "proofs": "What experiments.check says of the strategy.",
 }
 
@@ -289,9 +298,12 @@ CAPTIONS = {
 def notes(record: Mapping[str, Any], contents: Contents) -> list[str]:
     """What must be said with the numbers."""
     lines = []
-    failed = sum(check["passed"] is False for check in record["proofs"])
+    failed = [check["check"] for check in record["proofs"] if check["passed"] is False]
     if failed:
-        lines.append(f"REFUTED: {failed} of {len(record['proofs'])} checks fail, so no number here is to be trusted")
+        lines.append(
+            f"REFUTED by {len(failed)} of {len(record['proofs'])} checks ({'; '.join(failed)}): the numbers are of "
+            "what was trained, which is not what a strategy promises"
+        )
     seeds = {len(part.transfer.flags["seeds"]) for part in contents.parts}
     lines.append(
         f"{'/'.join(map(str, sorted(seeds)))} seeds, which every card has: verdicts speak of these transfers alone"
@@ -334,7 +346,16 @@ def write(folder: Path, contents: Contents) -> dict[str, Any]:
     directory.replace(folder / "card.bib", record["bibtex"])
     lines = notes(record, contents)
     half = "explore" if contents.explore else "confirm"
-    words = {"level": 100 * record["level"], "near": strategy_cards.NEAR, "half": half}
+    transfers = record["transfers"].values()
+    margins = dict.fromkeys(f"{each['margin']:g} {'point' if each['margin'] == 1 else 'points'}" for each in transfers)
+    shifts = dict.fromkeys(f"of {each['title']} {each['shift_to']}" for each in transfers if each["shift_to"])
+    words = {
+        "level": 100 * record["level"],
+        "near": strategy_cards.NEAR,
+        "half": half,
+        "margin": " or ".join(margins),
+        "shifts": "; ".join(shifts) or "none",
+    }
     parts = {"verdicts": verdicts(record), "beside": beside(record), "kept": kept(record), "costs": costs(record)}
     parts["proofs"] = proofs(record)
     with figures.style():

@@ -391,7 +391,7 @@ def _across(title: str, cells: Mapping[tuple[str, str], Mapping[Any, Cell]], bud
 SIZES = {
     "beyond": "by more than the margin",
     "within": "by less than the margin",
-    "open": "by what of the margin is open",
+    "open": "whether by more than the margin is open",
 }
 """{size of a difference: its words}: how a difference compares with the margin."""
 

@@ -424,6 +424,7 @@ def drive(
     *,
     evaluated: bool = True,
     on_compiled: Callable[[tuple[int, ...], train.Cost], None] | None = None,
+    on_steps: Callable[[int], None] | None = None,
     meanwhile: Callable[[], bool] | None = None,
 ) -> Iterator[Point]:
     """Train fits of one spec and as many steps each, from `parts` on if they are half trained.
@@ -435,6 +436,7 @@ def drive(
     points, stops = curve_points(on_device.recipe, group), _stops(on_device, group)
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution
     execution = replace(execution, on_compiled=_both(on_compiled, execution.on_compiled)) if on_compiled else execution
+    execution = replace(execution, on_steps=on_steps) if on_steps else execution
     execution = replace(execution, meanwhile=meanwhile) if meanwhile else execution
     validated: dict[int, Mapping[str, Any] | None] = {}
 
@@ -546,6 +548,10 @@ class End(NamedTuple):
     validation: Mapping[str, Any] | None
 
 
+SAVE_SECONDS = 600.0
+"""After so long what is half trained is saved, wherever it is: a segment of many fits may take hours."""
+
+
 def train_groups(
     on_device: DeviceData,
     fits: Sequence[PreparedFit],
@@ -557,8 +563,9 @@ def train_groups(
 ) -> None:
     """Train fits in groups of one spec, and leave of each group checkpoints, predictions, metrics and results.
 
-    What is half trained is saved after `every` segments, and taken up from there. `fisher` leaves the Fisher
-    information of each in the checkpoint too. Raises process.Stopped when a signal asks for it.
+    What is half trained is saved after `every` segments, and when it has been trained for SAVE_SECONDS since, and taken
+    up from there. `fisher` leaves the Fisher information of each in the checkpoint too. Raises process.Stopped when a
+    signal asks for it.
     """
     groups: dict[Any, list[PreparedFit]] = {}
     for fit in fits:
@@ -617,6 +624,21 @@ def _train_group(
     def on_compiled(fits: tuple[int, ...], cost: train.Cost) -> None:
         peaks.update({i: largest(peaks[i], cost.peak_bytes) for i in fits})
 
+    stepped = 0
+    """The steps, added up over fits, that were trained since the last point."""
+
+    began = 0.0
+    """When training began, or went on after it was saved for its time."""
+
+    def on_steps(steps: int) -> None:
+        nonlocal stepped
+        stepped += steps
+        advance(steps)
+
+    def should_stop() -> bool:
+        is_long = stepped > 0 and time.perf_counter() - began >= SAVE_SECONDS
+        return bool(vectorize.agreed(signal_number() or int(is_long)))
+
     pending: deque[Iterator[None]] = deque()
     """What is still to be done for the points before: fit after fit, while the devices train on."""
     latest: list[tuple[tuple[int, ...], Any]] = []
@@ -641,35 +663,47 @@ def _train_group(
             save(progress)
 
     with resume.saving(place, keys) as save:
-        start = time.perf_counter()
-        should_stop = lambda: bool(vectorize.agreed(signal_number()))  # noqa: E731
-        driven = drive(on_device, group, progress.parts, should_stop, on_compiled=on_compiled, meanwhile=meanwhile)
-        for point in driven:
-            seconds, state = (time.perf_counter() - start) / len(point.state.fits), point.state
+        ended = stopped = False
+        while not ended and not stopped:
+            began = start = time.perf_counter()
+            driven = drive(
+                on_device,
+                group,
+                progress.parts,
+                should_stop,
+                on_compiled=on_compiled,
+                on_steps=on_steps,
+                meanwhile=meanwhile,
+            )
+            for point in driven:
+                seconds, state = (time.perf_counter() - start) / len(point.state.fits), point.state
+                while meanwhile():
+                    pass
+                advance(_steps_gone(progress, state) - stepped)
+                stepped = 0
+                is_due = state.step in saved and (points.index(state.step) + 1) % every == 0
+                if is_due:  # the other parts may train on before this is saved
+                    progress = progress._replace(
+                        parts=tuple(
+                            part
+                            if set(part.fits) <= set(state.fits)  # else what is left of it is saved too
+                            else resume.on_host(resume.with_optimizer(part, latest))
+                            for part in progress.parts
+                        )
+                    )
+                latest = resume.needed([*latest, (state.fits, state.optimizer)])
+                pending.append(after(point, resume.held(state, is_due, _moves(group, state)), seconds, is_due))
+                while jax.process_count() > 1 and meanwhile():  # who all do the same at the same time
+                    pass
+                start = time.perf_counter()
             while meanwhile():
                 pass
-            advance(_steps_gone(progress, state))
-            is_due = state.step in saved and (points.index(state.step) + 1) % every == 0
-            if is_due:  # the other parts may train on before this is saved
-                progress = progress._replace(
-                    parts=tuple(
-                        part
-                        if set(part.fits) <= set(state.fits)  # else what is left of it is saved too
-                        else resume.on_host(resume.with_optimizer(part, latest))
-                        for part in progress.parts
-                    )
-                )
-            latest = resume.needed([*latest, (state.fits, state.optimizer)])
-            pending.append(after(point, resume.held(state, is_due, _moves(group, state)), seconds, is_due))
-            while jax.process_count() > 1 and meanwhile():  # who all do the same at the same time
-                pass
-            start = time.perf_counter()
-        while meanwhile():
-            pass
-        ended = sum(len(part.fits) for part in progress.parts if part.step == last) == len(group)
-        if progress.parts and not ended:
-            parts = (resume.on_host(resume.with_optimizer(part, latest)) for part in progress.parts)
-            save(progress._replace(parts=tuple(parts)))
+            ended = sum(len(part.fits) for part in progress.parts if part.step == last) == len(group)
+            if progress.parts and not ended:
+                parts = (resume.on_host(resume.with_optimizer(part, latest)) for part in progress.parts)
+                progress = progress._replace(parts=tuple(parts))
+                save(progress)
+            stopped = bool(vectorize.agreed(signal_number()))
     if not ended:
         step = min(part.step for part in progress.parts) if progress.parts else None
         where = "before its first step" if step is None else f"at step {step} of {last}"

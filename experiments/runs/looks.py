@@ -179,7 +179,8 @@ def refuse_other(judging: Judging, before: Mapping[str, Any], what: str) -> None
     if before.get("verdict_on", "target") != judging.verdict_on:
         differ.append(f"--verdict_on={before.get('verdict_on', 'target')}, not {judging.verdict_on}")
     if before.get("until") != judging.until:
-        differ.append(f"--until={before.get('until') or ''}, not {judging.until or 'a number of seeds'}")
+        then, now = (f"--until={until}" if until else "no --until" for until in (before.get("until"), judging.until))
+        differ.append(f"{then}, not {now}")
     if differ:
         raise InputError(
             f"{what} with {', '.join(differ)}: what counts as a difference is chosen before the first look; leave it "

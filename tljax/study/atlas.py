@@ -315,6 +315,9 @@ class Percentile(NamedTuple):
     """Percent of them that are below it, ties counted by half; NaN of fewer than five masks."""
     peers: int
     """How many masks it is held against."""
+    smallest: float
+    """The size of the smallest of them, and of the largest."""
+    largest: float
 
 
 LEAST_PEERS = 5
@@ -327,7 +330,7 @@ def percentile(score: float, scores: np.ndarray, sizes: np.ndarray, size: float,
     that are as near as the last of them.
 
     >>> percentile(0.5, np.arange(10) / 10, np.full(10, 3), 3)
-    Percentile(value=55.0, peers=10)
+    Percentile(value=55.0, peers=10, smallest=3.0, largest=3.0)
     """
     sizes = np.asarray(sizes, float)
     if near:
@@ -337,10 +340,9 @@ def percentile(score: float, scores: np.ndarray, sizes: np.ndarray, size: float,
         peers = sizes == size
     others = np.asarray(scores, float)[peers]
     count = int(peers.sum())
-    if count < LEAST_PEERS:
-        return Percentile(math.nan, count)
+    smallest, largest = (float(sizes[peers].min()), float(sizes[peers].max())) if count else (math.nan, math.nan)
     below = float((others < score).sum() + 0.5 * (others == score).sum())
-    return Percentile(100 * below / count, count)
+    return Percentile(100 * below / count if count >= LEAST_PEERS else math.nan, count, smallest, largest)
 
 
 class Step(NamedTuple):

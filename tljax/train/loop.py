@@ -85,6 +85,8 @@ class Execution:
     (`ahead.compiled_ahead` may be about to)."""
     should_stop: Callable[[], bool] = lambda: False
     """Asked every few seconds whether to end before the last step."""
+    on_steps: Callable[[int], None] = lambda steps: None
+    """Called every few seconds with how many steps were trained since, added up over fits."""
     meanwhile: Callable[[], bool] = lambda: False
     """Called while the devices train and the log of their steps is waited for: does a piece of other work, and says
     whether it did. Of many processes it is not called."""
@@ -946,6 +948,7 @@ def _advance(
             row = diverged.index(earliest.start)
             raise InputError(_not_finite(state.fits[row], earliest.start, row, before, trained))
         logs.append(_without_diverged(diverged, earliest.start, log))
+        execution.on_steps((earliest.stop - earliest.start) * len(state.fits))
         if is_timed:
             most = agreed(min(capacity(batch), _steps_for_longest(earliest.stop - earliest.start, seconds)))
 
