@@ -297,7 +297,7 @@ def _refuse_another_experiment(
     # A twin that was not given follows its flag: it is the same change. The source in a checkpoint is trained already.
     trained = "source_checkpoint" in recorded and recorded["source_checkpoint"] == current.get("source_checkpoint")
     differ = [
-        f"--{name}={','.join(there)} there, {','.join(here)} here"
+        f"--{name}={','.join(there) or 'none'} there, {','.join(here) or 'none'} here"
         for name, (there, here) in changes.items()
         if changes.get(name.removeprefix("source_"), ()) != (there, here) or not name.startswith("source_")
         if not (trained and name.startswith("source_") and name.removeprefix("source_") in vars(Recipe()))
