@@ -121,10 +121,13 @@ def _layout(flat: checkpoint.Flat, export_flags: ExportFlags) -> dict[str, np.nd
 
 
 def _rules_of_card(name: str) -> dict[str, Any]:
-    """What a card says of rules: a name that is shipped, or each rule of a file of one's own."""
+    """What a card says of rules: a name that is shipped, or each rule of a file of one's own.
+
+    Arrays that rules drop were not written, so that such a rule would match nothing when the file is read.
+    """
     if not name or name in weights.names():
         return {"rules": name or None}
-    return {"rename": [rule.text for rule in weights.read_rules(name)]}
+    return {"rename": [rule.text for rule in weights.read_rules(name) if not rule.drop]}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -103,6 +103,58 @@ def test_a_refuted_leaf_is_not_accepted_as_undecided():
     assert "refuted  frozen  body/bias" in table(moved, PARAMS, BATCH, MASK, undecided="**")
 
 
+def test_a_mask_may_be_globs_of_what_trains():
+    whole = audit.frozen(descend(), PARAMS, BATCH, MASK)
+    assert audit.frozen(descend(), PARAMS, BATCH, ["head/**"]) == whole
+    assert audit.frozen(descend(), PARAMS, BATCH, "head/*") == whole
+    both = audit.step(descend(), PARAMS, BATCH, "head/**+**/bias")
+    assert both == audit.step(descend(), PARAMS, BATCH, ("head/**", "body/bias"))
+    assert {finding.path for finding in both.refuted} == {"body/bias"}
+    of_optimizer = audit.optimizer(optax.sgd(0.1), PARAMS, ["head/**"])
+    assert of_optimizer == audit.optimizer(optax.sgd(0.1), PARAMS, MASK)
+    with pytest.raises(InputError, match=r"pattern 'hed/\*\*' matches no leaf; nearest: 'head/kernel'"):
+        audit.frozen(descend(), PARAMS, BATCH, ["hed/**"])
+    with pytest.raises(InputError, match="the mask has no rate"):
+        audit.rates(descend(), PARAMS, BATCH, ["head/**"])
+
+
+@pytest.mark.parametrize("how", ["where", "cond"])
+def test_what_trains_from_a_step_on_is_not_decided_and_the_row_names_the_step(how):
+    def step(state, batch):
+        gradients = jax.grad(loss)(state["params"], batch)
+        is_late = state["step"] >= 100
+        if how == "where":
+            body = jax.tree.map(lambda g: jnp.where(is_late, g, 0.0), gradients["body"])
+        else:
+            body = jax.lax.cond(is_late, lambda g: g, lambda g: jax.tree.map(jnp.zeros_like, g), gradients["body"])
+        updates = {"body": body, "head": gradients["head"]}
+        params = jax.tree.map(lambda leaf, update: leaf - 0.1 * update, state["params"], updates)
+        return {"params": params, "step": state["step"] + 1}
+
+    state = {"params": PARAMS, "step": jnp.zeros((), jnp.int32)}
+    rows = audit.step(jax.jit(step), state, BATCH, MASK).undecided
+    assert [row.path for row in rows] == ["body/bias", "body/kernel"]
+    for row in rows:
+        assert "'step' selects its new value, and no numbers show that it moves" in row.detail
+        assert "each phase by a step and a mask of its own" in row.detail and "MaskSchedule" in row.detail
+
+
+def test_a_selection_by_what_is_no_number_of_the_state_is_not_named():
+    """A gradient that is selected by the batch, or element by element, as a ReLU's is, follows no step."""
+
+    def step(state, batch):
+        gradients = jax.grad(loss)(state["params"], batch)
+        quiet = jax.tree.map(lambda g: jnp.where(batch["x"].sum() > 1e6, g, 0.0), gradients["body"])
+        noise = jax.random.bernoulli(jax.random.key(state["step"]), 0.0, (4,))
+        quiet["bias"] = jnp.where(noise, gradients["body"]["bias"], 0.0)
+        body = jax.tree.map(lambda leaf, g: leaf - g, state["params"]["body"], quiet)
+        return {"params": {**state["params"], "body": body}, "step": state["step"] + 1}
+
+    state = {"params": PARAMS, "step": jnp.zeros((), jnp.int32)}
+    rows = audit.step(jax.jit(step), state, BATCH, MASK).undecided
+    assert rows and not any("selects" in row.detail for row in rows)
+
+
 def test_a_leak_fails_unless_it_is_allowed():
     labels = {"body": {"kernel": "frozen", "bias": "frozen"}, "head": {"kernel": "trained"}}
     inner = optax.partition({"trained": optax.sgd(0.1), "frozen": optax.set_to_zero()}, labels)

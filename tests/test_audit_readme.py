@@ -70,11 +70,28 @@ def test_the_example_runs_and_fails_when_its_mask_is_another(code):
         pytest.importorskip("equinox")
     with jax.numpy_rank_promotion("allow"):
         exec(code, {"__name__": "example"})
-        wrong = re.sub(r"(audit\.frozen\(.*), mask\)", r"\1, masks.invert(mask))", code)
+        wrong = re.sub(r"(audit\.frozen\(.*), mask\b", r"\1, masks.invert(mask)", code)
         wrong = wrong.replace('{**fresh, "body": weights["body"]}', "fresh")
         assert wrong != code
         with pytest.raises(AssertionError, match="refuted"):
             exec(wrong, {"__name__": "example"})
+
+
+STATISTICS = [code for code in EXAMPLES if "# with False it is refuted" in code]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", STATISTICS, ids=("linen", "nnx"))
+def test_statistics_that_move_are_refuted_by_the_claim_of_the_page_and_else_told_of(code):
+    drifting = code.replace("use_running_average=True", "use_running_average=False")
+    assert drifting != code
+    with jax.numpy_rank_promotion("allow"):
+        with pytest.raises(AssertionError, match=r"refuted +frozen +(batch_stats/)?norm/mean"):
+            exec(drifting, {"__name__": "example"})
+        last = 'audit.frozen(train_step, state, batch, ["head*/**"])'
+        by_default = drifting.replace("audit.frozen(train_step, state, batch, mask, params=variables)", last)
+        with pytest.warns(UserWarning, match="norm/mean.* may move"):
+            exec(by_default, {"__name__": "example"})
 
 
 def test_the_command_on_checkpoints_runs(folder, capsys):

@@ -118,6 +118,8 @@ def test_a_planted_strategy_fails_just_the_check_that_is_for_it(file, lines, rea
     assert code == 1
     assert {name for name, (word, _) in rows.items() if word == "FAILED"} == lines
     assert all(reason in rows[name][1] for name in lines)
+    if lines == LINT:
+        assert rows["applies to a model"] == ("-", "not known: the lint fails on mlp, cnn:norm=true")
     assert err.startswith("error: strategy") and err.count("\n") == 1 and f"fails {len(lines)} of" in err
 
 
@@ -152,7 +154,18 @@ def test_a_strategy_that_ends_the_program_fails(text, tmp_path, capsys):
     (tmp_path / "quits.py").write_text(text)
     code, rows, err = ran(capsys, f"--strategy={tmp_path}/quits.py")
     assert code == 1 and rows["lint on mlp"][0] == "FAILED" and "SystemExit: 0" in rows["lint on mlp"][1]
+    assert rows["applies to a model"][0] == "-"
     assert err.count("\n") == 1
+
+
+def test_a_strategy_applies_to_the_models_whose_lint_it_passes(tmp_path, capsys):
+    (tmp_path / "half.py").write_text(
+        "from tljax import masks\n\ndef strategy(params, context):\n"
+        "    return 'none' if 'hidden_0' in params else masks.by_path(params, lambda path: True)\n"
+    )
+    code, rows, _ = ran(capsys, f"--strategy={tmp_path}/half.py")
+    assert code == 1 and rows["lint on mlp"][0] == "FAILED" and rows["lint on cnn:norm=true"][0] == "ok"
+    assert rows["applies to a model"] == ("ok", "cnn:norm=true")
 
 
 def test_help_lists_a_strategy_that_cannot_be_read(tmp_path, monkeypatch, capsys):

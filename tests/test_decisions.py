@@ -11,12 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from test_programs import arguments
 
 from experiments import transfer
 from experiments.runs import directory, fit
-from tljax import evaluate, masks, models, objective, optimizers, switches, train
+from tljax import evaluate, masks, models, objective, optimizer, optimizers, switches, train
 from tljax.models import vit
 from tljax.train import ahead, features, flops, memory, vectorize
 from tljax.train.step import forward
@@ -54,6 +55,28 @@ def test_flops_are_those_of_products_and_of_every_turn_of_a_loop():
     assert flops.count(turns, shaped(4, 4)) == pytest.approx(11 * 2 * 4**3, abs=11)
     choice = lambda a: jax.lax.cond(a[0, 0] > 0, lambda: a @ a, lambda: a)  # noqa: E731
     assert flops.count(choice, shaped(4, 4)) == pytest.approx(2 * 4**3, abs=2)
+
+
+def test_flops_that_no_result_needs_count_nothing():
+    """A loop that takes all gradients and masks them costs what one costs that takes those of the head alone."""
+    params, x = {"body": shaped(30, 20), "head": shaped(20, 4)}, shaped(8, 30)
+    mask = {"body": False, "head": True}
+    tx = optimizer.masked(optax.adam(0.1), mask)
+    loss = lambda params, x: jnp.square(jnp.tanh(x @ params["body"]) @ params["head"]).mean()  # noqa: E731
+
+    def step(params, state, x, takes_all):
+        trained, frozen = (params, None) if takes_all else masks.split(params, mask)
+        whole = (lambda trained: trained) if takes_all else (lambda trained: masks.join(trained, frozen))
+        gradients = jax.jit(jax.grad(lambda trained: loss(whole(trained), x)))(trained)
+        updates, state = tx.update(gradients, state, params)
+        return optimizer.apply(params, updates, mask), state
+
+    state = jax.eval_shape(tx.init, params)
+    all_taken, split = (flops.count(partial(step, takes_all=takes), params, state, x) for takes in (True, False))
+    assert all_taken == split
+    products = 2 * 8 * 30 * 20 + 2 * 2 * 8 * 20 * 4  # forward through both, the gradient of the head
+    assert products < split < products + 2 * 8 * 30 * 20 / 2
+    assert flops.count(lambda a: (a @ a, a)[1], shaped(4, 4)) == 0
 
 
 def test_flops_of_sums_of_windows_are_those_of_their_numbers():

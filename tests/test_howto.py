@@ -134,6 +134,17 @@ def check_table(scope, out):
     assert Path("mask.npz").is_file()
 
 
+def check_costs(scope, out):
+    everything, head, kept = (float(row.split()[-1]) for row in out.splitlines())
+    below, above = 6 * 2 * 16 * 8 * 8, 2 * 16 * 8 * 3  # the products of a forward pass
+    assert 3 * (below + above) < everything < 5 * (below + above)
+    assert below + 2 * above < head < 2 * below and 2 * above < kept < 3 * above
+    whole = scope["gradient"](scope["params"], scope["head"])["head"]
+    alone = jax.grad(scope["loss_of_head"])(scope["params"]["head"], scope["outputs"])
+    for name, leaf in alone.items():
+        np.testing.assert_allclose(leaf, whole[name], rtol=1e-4, atol=1e-6)
+
+
 def check_audit(scope, out):
     with pytest.raises(AssertionError, match="refuted"):
         scope["audit"].frozen(
@@ -158,6 +169,7 @@ CHECKS = {
     "Train some rows of a table": check_rows,
     "Unfreeze, and resume after it": check_resumed,
     "See what trains, and keep the mask with the run": check_table,
+    "Count what my step costs, and compute a frozen prefix once": check_costs,
     "Audit my own step": check_audit,
 }
 

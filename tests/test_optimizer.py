@@ -401,7 +401,7 @@ def test_a_function_of_the_parameters_is_a_mask_and_so_is_a_strategy():
         (lambda params: lp_ft.strategy(params, Context(("body", "head"))), "gives phases"),
         (lambda params: {"head": True}, "only in the parameters"),
         (lambda params: "head", "only in the"),
-        (head_only.strategy, "no prefix given"),
+        (head_only.strategy, "head_only needs stages: give path prefixes"),
     ],
 )
 def test_a_function_that_gives_no_mask_of_the_tree_is_refused(rule, message):
@@ -563,6 +563,67 @@ def test_a_function_of_the_tree_does_what_a_tree_was_meant_to_do(tree, function)
     whole, _ = tree.update(TREE, tree.init(TREE), TREE)
     for trained, expected in zip(*(jax.tree.leaves(masks.split(u, mask)[0]) for u in (updates, whole)), strict=True):
         np.testing.assert_allclose(trained, expected, rtol=1e-6)
+
+
+def kernels_of(tree):
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, tree)
+
+
+OF_TREES = {
+    "decay mask": lambda form: optax.adamw(0.1, weight_decay=0.5, mask=form),
+    "labels": lambda form: optax.multi_transform({True: optax.adam(0.1), False: optax.adam(0.2)}, form),
+    "masked clip": lambda form: optax.chain(optax.masked(optax.clip_by_global_norm(0.1), form), optax.sgd(0.1)),
+}
+
+
+def trained_in_phases(tx, *phases):
+    params, before, state = TREE, None, None
+    for mask in phases:
+        after = (mask, masks.since(*phases[: phases.index(mask) + 1]))
+        masked = optimizer.masked(tx, *after)
+        state = optimizer.carry(tx, before, after, state, params) if before else masked.init(params)
+        for _ in range(2):
+            updates, state = masked.update(jax.tree.map(lambda leaf: leaf + 0.5, params), state, params)
+            params = optimizer.apply(params, updates, mask)
+        before = after
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
+
+
+@pytest.mark.parametrize("transformation", OF_TREES.values(), ids=OF_TREES)
+@pytest.mark.parametrize("mask", [HEAD, masks.under(TREE, ["head", "body/bias"])], ids=["head", "and a bias"])
+def test_labels_and_masks_of_optax_that_are_trees_of_all_parameters_give_what_functions_do(transformation, mask):
+    by_tree, by_function = (trained_in_phases(transformation(form), mask) for form in (kernels_of(TREE), kernels_of))
+    assert by_tree == by_function
+
+
+def test_a_decay_mask_may_be_a_tree_in_phases_too_and_labels_of_a_state_may_not():
+    phases = (HEAD, masks.by_path(TREE, lambda path: True))
+    decay, labels, _ = OF_TREES.values()
+    assert trained_in_phases(decay(kernels_of(TREE)), *phases) == trained_in_phases(decay(kernels_of), *phases)
+    assert trained_in_phases(labels(kernels_of), *phases)
+    with pytest.raises(InputError, match=r"has labels, or a mask, that are a tree of all .* phases: give a function"):
+        trained_in_phases(labels(kernels_of(TREE)), *phases)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "moves"),
+    [
+        (lambda tx: optax.chain(tx, optax.add_decayed_weights(-0.1)), {1: True, 2: True}),
+        (lambda tx: optax.contrib.schedule_free(tx, 0.01), {1: True}),
+        (lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(), {0: True, 1: False, 2: False}),
+    ],
+    ids=["decay", "schedule_free", "MultiSteps"],
+)
+def test_what_stands_outside_may_move_frozen_elements_under_apply_updates(wrap, moves):
+    """As the page has it: all by decay, some by rounding, and of a sum of micro-steps -0.0 alone."""
+    params = {"a": jnp.array([-0.0, 0.7853982, 2.0]), "b": jnp.ones(2)}
+    tx = wrap(optimizer.masked(optax.adam(0.1), {"a": False, "b": True}))
+    after, state = params, tx.init(params)
+    for _ in range(8):
+        updates, state = tx.update(params, state, after)
+        after = optax.apply_updates(after, updates)
+    for i, moved in moves.items():
+        assert (np.asarray(after["a"][i]).tobytes() != np.asarray(params["a"][i]).tobytes()) == moved, i
 
 
 def test_what_an_optimizer_raises_of_its_own_is_raised():

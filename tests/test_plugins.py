@@ -114,6 +114,27 @@ def test_a_file_that_fails_when_read_says_why(tmp_path):
         plugins.method(str(file))
 
 
+@pytest.mark.parametrize("spec", ["{folder}/broken.py", "{folder}/imports_it.py", "apart.broken"])
+def test_a_file_that_does_not_parse_names_its_own_line_and_the_remedy(spec, tmp_path, monkeypatch):
+    """No line of tljax's: the user has nothing to mend there."""
+    folder = tmp_path / "apart"
+    folder.mkdir()
+    (folder / "broken.py").write_text("x = 1\n\ndef strategy(params, context)\n    return params\n")
+    (folder / "imports_it.py").write_text("import apart.broken\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError) as refused:
+        plugins.method(spec.format(folder=folder))
+    assert str(refused.value).endswith(f": SyntaxError: expected ':' ({folder}/broken.py:3): correct this line")
+
+
+def test_what_fails_in_no_file_but_ours_names_no_line(tmp_path):
+    file = tmp_path / "deep.py"
+    file.write_text("x = " + "-" * 200_000 + "1\n")
+    with pytest.raises(InputError, match="fails when read") as refused:
+        plugins.method(str(file))
+    assert "plugins.py" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -370,12 +370,50 @@ def test_a_strategy_says_what_it_needs(name, field):
     "name",
     [
         *("head_only", "last_k", "stages", "random_features", "lp_ft", "gradual_unfreeze", "bottom_up"),
-        *("lisa", "badam", "hft", "autofreeze"),
+        *("layerwise_decay", "lines", "lisa", "badam", "hft", "autofreeze"),
     ],
 )
 def test_a_strategy_by_stages_refuses_to_go_without_them(name):
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=rf"^{name} needs stages: give path prefixes .*, as Context\(stages="):
         answer(name, stages=())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("last_k:k=2", "stages:freeze=hidden_0", "stages:redraw=above:copy=1", "gradual_unfreeze", "bottom_up"),
+        *("layerwise_decay", "lisa", "badam", "hft", "autofreeze"),
+    ],
+)
+def test_a_strategy_that_counts_stages_refuses_a_leaf_in_none_of_them(text):
+    with pytest.raises(
+        InputError, match=r": no stage holds 'hidden_1/\w+', .*: give Context\(stages=..\) its prefix too"
+    ):
+        answer(text, stages=("hidden_0", "head"))
+
+
+@pytest.mark.parametrize("text", ["head_only", "lp_ft", "random_features", "stages:train=head"])
+def test_a_strategy_that_trains_named_stages_asks_for_no_others(text):
+    assert answer(text, stages=("head",))
+
+
+def test_a_leaf_that_cannot_train_needs_no_stage():
+    params = {"conv": {"kernel": np.ones((2, 2))}, "steps": np.array(3), "head": {"kernel": np.ones((2, 2))}}
+    mask = plugins.method("last_k")[0].strategy(params, Context(stages=("conv", "head")), k=2)
+    assert trained(mask) == {"conv/kernel", "head/kernel"}
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "pissa", "ssf"])
+def test_a_fresh_of_the_tree_before_adapt_is_told_to_be_of_the_adapted_one(name):
+    method, _ = plugins.method(name)
+    adapted = method.adapt(PARAMS, jax.random.key(0), **({"rank": 1} if name == "pissa" else {}))
+    fresh = masks.under(adapted, "head")
+    mask = method.strategy(adapted, Context(fresh=fresh))
+    assert trained(mask) >= HEAD
+    with pytest.raises(
+        InputError, match=f"^{name}: context.fresh .* only in the adapted parameters.* of the tree that adapt gave"
+    ):
+        method.strategy(adapted, Context(fresh=masks.under(PARAMS, "head")))
 
 
 def test_models_that_lack_what_a_strategy_trains_are_refused():
@@ -389,7 +427,7 @@ def test_models_that_lack_what_a_strategy_trains_are_refused():
         method["lora"].adapt(kernels, jax.random.key(0))
     with pytest.raises(InputError, match="call adapt"):
         method["lora"].strategy(PARAMS, CONTEXT)
-    with pytest.raises(InputError, match="leaf 'hidden_0/weight' is in no stage"):
+    with pytest.raises(InputError, match="layerwise_decay: no stage holds 'hidden_0/weight'"):
         method["layerwise_decay"].strategy(kernels, Context(("head",)))
 
 

@@ -213,7 +213,28 @@ def test_the_page_ends_in_a_table_and_in_a_file_of_the_same_names(there, capsys)
     assert {n: a.shape for n, a in again.items() if "out" not in n} == {
         n: a.shape for n, a in mine.items() if n in again and "out" not in n
     }
-    assert json.loads((there / "mine_digits.safetensors.json").read_text())["rename"][-1] == "epoch:drop"
+    assert not [
+        rule for rule in json.loads((there / "mine_digits.safetensors.json").read_text())["rename"] if "drop" in rule
+    ]
+    as_source = [f"--source_checkpoint={there / 'mine_digits.safetensors'}", "--target=sklearn_digits", "--dry_run"]
+    as_source += [f"--model={json.loads(CARD)['model']['model']}", "--image_shape=28,28,1"]
+    ran(
+        shlex.join(
+            ["python", "-m", "experiments.transfer", *as_source, "--strategies=head_only", "--workdir=runs/again"]
+        )
+    )
+    assert "embedding/class_token" in capsys.readouterr().out
+
+
+def test_heads_that_are_not_those_of_the_card_are_refused_with_the_leaf(there):
+    """A fused kernel [3 x 32, 32] can be cut into any number of heads."""
+    model = json.loads(CARD)["model"]["model"]
+    assert "heads=2" in model
+    with pytest.raises(InputError) as refused:
+        ran(COMMANDS[0], f"--model={model.replace('heads=2', 'heads=4')}")
+    message = str(refused.value)
+    assert f"is of another model (--model={model} there" in message and message.endswith(f"give --model={model}")
+    assert "'block_0/attention/key/bias' is [2, 16] there, [4, 8] here" in message
 
 
 BAD = {
@@ -263,7 +284,7 @@ def test_a_checkpoint_of_another_size_says_which_size_it_is(case, there):
     assert text.endswith("; the file is of --model=vit:width=32:depth=2:heads=2:mlp=64:patch=7")
 
 
-def test_a_hint_is_the_cards_model_and_other_heads_are_said(there, capsys):
+def test_a_hint_is_the_cards_model_and_what_has_no_shape_is_said(there, capsys):
     card = json.loads(CARD)
     mine = card["model"]["model"]
     flags = {"source_checkpoint": "mine.npz", "target": "glyphs_digits"}
@@ -272,9 +293,11 @@ def test_a_hint_is_the_cards_model_and_other_heads_are_said(there, capsys):
     (there / "mine.rules").write_text(RULES.replace("reshape=D+(heads+d)", "reshape").replace("=(heads+d)", ""))
     rules = (there / "mine.rules").read_text()
     (there / "mine.rules").write_text(rules.replace("reshape+D", "reshape"))
-    sources.from_checkpoint(Settings.from_flags(**flags, model=mine.replace("heads=2", "heads=4")))
+    with pytest.raises(InputError, match="heads=4:mlp=64:patch=7 here; 'block_0"):
+        sources.from_checkpoint(Settings.from_flags(**flags, model=mine.replace("heads=2", "heads=4")))
+    sources.from_checkpoint(Settings.from_flags(**flags, model=f"{mine}:eps=1e-5"))
     line = next(line for line in capsys.readouterr().out.splitlines() if "is used" in line)
-    assert "heads=4:mlp=64:patch=7 here and was vit:width=32:depth=2:heads=2" in line
+    assert f"--model is {mine}:eps=1e-5 here and was" in line and "computes as --model here says" in line
     (there / "mine.rules").write_text(RULES.replace("epoch:drop\n", ""))
     with pytest.raises(InputError) as refused:  # the model is right, the rules are not: no other is advised
         sources.from_checkpoint(Settings.from_flags(**flags, model=mine))

@@ -69,9 +69,11 @@ def masked(
 
     `masked` is the outermost wrapper. What stands outside it (`optax.chain(masked(..), add_decayed_weights(..))`,
     `schedule_free(masked(..))`, `MultiSteps(masked(..))`) sees frozen leaves and may move them: put it inside, and give
-    the updates to `apply`. Inside, `tx` sees trees whose leaves come and go: labels of `optax.multi_transform` and
-    masks of `optax.masked` are functions of the tree, not trees; `optax.flatten` and GaLore, whose state is of other
-    shapes than the leaves, do not last beyond a phase.
+    the updates to `apply`. Inside, `tx` sees trees whose leaves come and go. Labels of `optax.multi_transform`, masks
+    of `optax.masked` and of decay are functions of the tree; trees of all parameters give the same numbers, but labels
+    of a state are refused where there are several phases. A tree that a transformation maps along with the updates, as
+    `jax.tree.map(f, updates, rates)` does, has leaves where they have None, and is always refused. `optax.flatten` and
+    GaLore, whose state is of other shapes than the leaves, do not last beyond a phase.
 
     Without `freed` all leaves are of one cohort, and the state is `tx`'s own; else it is `Cohorts`. With `cohorts`, a
     count, `freed` has the rank of each leaf's cohort below that count in place of its phase, and its arrays may be
@@ -79,8 +81,8 @@ def masked(
     there each part sees the norm of its own gradients.)
 
     Raises InputError for a leaf of `mask` that is no bool, number or array of them, for a traced bool, for a tree of
-    the parameters inside `tx`, and when `update` is traced with the state of another mask; an array that is traced in
-    `update` and was not in `init`, or the reverse, is another mask.
+    all parameters inside `tx` as above, and when `update` is traced with the state of another mask; an array that is
+    traced in `update` and was not in `init`, or the reverse, is another mask.
     """
     return _masked(tx, mask, freed, cohorts)
 
@@ -713,6 +715,7 @@ def _by_element(ranks: Any, slots: Sequence[Any]) -> Any:
 
 
 def _parts(trained: Params, state: OptState) -> _Parts:
+    _require_holes(trained, state)
     treedef = jax.tree.structure(trained)
     nodes, outer = jax.tree.flatten(state, is_leaf=lambda node: _is_like(treedef, node))
     marks = jax.tree.leaves(_marked(state), is_leaf=lambda node: _is_like(treedef, node))
@@ -721,6 +724,20 @@ def _parts(trained: Params, state: OptState) -> _Parts:
         for node, mark in zip(nodes, marks, strict=True)
     ]
     return _Parts(nodes, kinds, outer)
+
+
+def _require_holes(trained: Params, state: OptState) -> None:
+    """Raises InputError where labels that are a tree of all parameters put a node in a frozen leaf's place: of a state
+    that is not like the trained leaves nothing can be carried by leaf."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(trained, is_leaf=_is_none)
+    holes = {path for path, leaf in leaves if leaf is None}
+    nodes, _ = jax.tree_util.tree_flatten_with_path(state, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    for path, node in nodes:
+        if isinstance(node, optax.MaskedNode) and any(path[i:] in holes for i in range(len(path))):
+            raise InputError(
+                "the optimizer inside `masked` has labels, or a mask, that are a tree of all parameters, and there are "
+                "phases: give a function of the tree in its place, such as lambda tree: jax.tree.map(.., tree)"
+            )
 
 
 def _is_like(treedef: Any, node: Any) -> bool:
@@ -1235,7 +1252,7 @@ def _on(name: str, m: Any, leaf: Any, scope_leaf: Any) -> Any:
         fits = False
     if not fits:
         shapes = f"{list(np.shape(m))} at '{name}', which does not broadcast to {list(jnp.shape(leaf))}"
-        raise InputError(f"the schedule's choose gives an array of shape {shapes}")
+        raise InputError(f"the schedule's choose gives an array of shape {shapes}: give a bool, or an array that does")
     if masks.selects(scope_leaf):
         m = jnp.broadcast_to(m, jnp.shape(leaf)) & jnp.broadcast_to(_nonzero(scope_leaf), jnp.shape(leaf))
     return jnp.reshape(m, (1,) * (jnp.ndim(leaf) - np.ndim(m)) + np.shape(m)) if np.ndim(m) else m

@@ -304,12 +304,16 @@ def describe(error: BaseException, function: Callable[..., Any] | None = None) -
 
     With the `function` that was called it is the last line of that function's file, or, where it was not even entered,
     as its parameters are others, the line that defines it. Options that are bound to it and decorators are looked
-    through, and an object stands for its `__call__`.
+    through, and an object stands for its `__call__`. Of a text that does not parse it is the line of the text, and no
+    line of this file is one of theirs.
 
     >>> describe(KeyError("kernel"))
     "KeyError: 'kernel'"
     """
-    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) and error.filename and not error.filename.startswith("<"):
+        line = f":{error.lineno}" if error.lineno else ""
+        return f"{type(error).__name__}: {words(error.msg)[:300]} ({error.filename}{line})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
     if isinstance(code := getattr(_plain(function), "__code__", None), CodeType):
         inside = [frame for frame in frames if frame.filename == code.co_filename]
@@ -395,7 +399,14 @@ def _import(name: str, what: str) -> ModuleType:
     except InputError:
         raise
     except (Exception, SystemExit) as error:
-        raise InputError(f"{what} cannot be imported: {describe(error)}") from error
+        raise InputError(f"{what} cannot be imported: {describe(error)}{_remedy(error)}") from error
+
+
+def _remedy(error: BaseException) -> str:
+    """The end of an error message about a module that cannot be read, where a remedy is known."""
+    if not isinstance(error, SyntaxError):
+        return ""
+    return ": save it as UTF-8" if "(unicode error)" in str(error) else ": correct this line"
 
 
 def _from_file(file: Path, kind: str) -> ModuleType:
@@ -416,8 +427,7 @@ def _from_file(file: Path, kind: str) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        remedy = ": save it as UTF-8" if isinstance(error, SyntaxError) and "(unicode error)" in str(error) else ""
-        raise InputError(f"{kind} file '{file}' fails when read: {describe(error)}{remedy}") from error
+        raise InputError(f"{kind} file '{file}' fails when read: {describe(error)}{_remedy(error)}") from error
     return loaded
 
 

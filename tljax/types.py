@@ -50,7 +50,8 @@ class Context(NamedTuple):
     """What a strategy may know; every field is optional, so that any training loop can build one."""
 
     stages: tuple[str, ...] = ()
-    """Path prefixes, in the order of the model, of stages with parameters (a dict forgets its order in JAX calls)."""
+    """Path prefixes, in the order of the model, of all stages with parameters (a dict forgets its order in JAX calls).
+    A strategy that counts stages refuses a leaf that can train and is in none of them."""
     source_params: Params | None = None
     """The source's parameters as they were trained, before the graft."""
     fresh: Mask | None = None

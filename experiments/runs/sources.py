@@ -181,7 +181,7 @@ def _from_run(
     if model_too:
         loaded = _require_leaves(settings, about, loaded, trains)
     if difference:
-        console.say(f"{difference}; the paths and shapes of its parameters are the same, so it is used")
+        console.say(f"{difference}; {_USED}")
     trained = {
         seed: from_state(loaded[place][0], name, *_measured(loaded[place][1]["fits"][name]))
         for seed, (place, name) in chosen.items()
@@ -506,6 +506,35 @@ def _difference(settings: Settings, described: Mapping[str, Any]) -> str:
     return "; ".join(texts)
 
 
+_USED = "the paths and shapes of its parameters are the same, so it is used, and computes as --model here says"
+
+
+def _require_shapes_of_card(
+    settings: Settings, described: Mapping[str, Any], outputs: int, like: Params, shape: Any
+) -> None:
+    """Raise InputError where a leaf has another shape in the model that a card names, as with other heads.
+
+    Rules cut a file's arrays as the model here has its leaves, so that those of another model may fit as well.
+    """
+    try:
+        spec = plugins.parse(described["model"])
+        if spec.name not in plugins.names("tljax.models", "model"):
+            return  # a file of somebody's own may have moved since
+        built = models.build(
+            described["model"],
+            outputs,
+            hidden=described.get("hidden", settings.hidden),
+            activation=described.get("activation", settings.activation),
+        )
+        of_card = dict(paths.items(models.abstract(built, shape)))
+    except (InputError, KeyError):
+        return
+    for path, leaf in paths.items(like):
+        if path in of_card and of_card[path].shape != leaf.shape:
+            shapes = f"'{path}' is {list(of_card[path].shape)} there, {list(leaf.shape)} here"
+            raise _other_model(settings, described, ["model"], shapes)
+
+
 def _options(model_text: str) -> tuple[list[str], dict[str, str]]:
     """What stands after the file or module in the name of a model: (words, options)."""
     spec = plugins.parse(model_text)
@@ -525,9 +554,12 @@ def _refusal_of_model(settings: Settings, described: Mapping[str, Any], error: I
     return _other_model(settings, described, names) if names else error
 
 
-def _other_model(settings: Settings, described: Mapping[str, Any], names: Sequence[str]) -> InputError:
+def _other_model(
+    settings: Settings, described: Mapping[str, Any], names: Sequence[str], shapes: str = ""
+) -> InputError:
     here = settings.architecture()
-    differ = "; ".join(f"--{name}={described.get(name)} there, {here.get(name)} here" for name in names)
+    texts = (f"--{name}={described.get(name)} there, {here.get(name)} here" for name in names)
+    differ = "; ".join([*texts, *filter(None, [shapes])])
     give = " ".join(f"--{name}={_plain(described.get(name))}" for name in names)
     return InputError(f"--source_checkpoint={settings.source_checkpoint} is of another model ({differ}): give {give}")
 
@@ -572,6 +604,8 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         like = models.abstract(model, shape)
     except InputError as error:
         raise (_channels_first(file, shape, error) or error) from error
+    if difference:
+        _require_shapes_of_card(settings, card["model"], outputs, like, shape)
     try:
         arrays = weights.read(file)
         moves, _ = weights.moves(arrays, rules)
@@ -608,7 +642,7 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
     if name and "pixels=" not in settings.model and (comment := weights.pixels(name)):
         console.say(f"pixels reach --model={settings.model} as 0 to 1, and the rules {name} say: {comment}")
     if difference:
-        console.say(f"{difference}, by its card; the paths and shapes of its parameters are the same, so it is used")
+        console.say(f"{difference}, by its card; {_USED}")
     identity = delta.identity(flat)
     return Source(
         card["task"],

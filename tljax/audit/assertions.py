@@ -4,11 +4,13 @@ What is not proved is not proved: a leaf that was not decided fails a test too, 
 the proof. A test that knows of one accepts it by its path, `undecided="scan_body/**"`.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from tljax import paths
@@ -22,7 +24,7 @@ def frozen(
     step: Callable[..., Any],
     state: Any,
     batch: Any,
-    mask: Mask | MaskSchedule,
+    mask: Mask | MaskSchedule | str | Sequence[str],
     at_least: Grade = "equal",
     leaks: bool = False,
     *,
@@ -31,7 +33,9 @@ def frozen(
 ) -> Report:
     """The report of `audit.step`, once every leaf that the mask freezes is proved to stay.
 
-    Under a schedule that is so of every leaf of its scope too, in steps in which it is off.
+    Under a schedule that is so of every leaf of its scope too, in steps in which it is off. The mask is a tree, or
+    globs of what trains. Warns where something moves, or may, that is no parameter and stands in a layer whose
+    parameters are all frozen, such as the running statistics of a batch norm (`Report.drifting`).
 
     Raises AssertionError where one changes, is proved in a lower grade than `at_least`, or is not decided and matches
     no glob of `undecided`; and, unless `leaks`, where the update of a trained leaf depends on the gradient of a frozen
@@ -42,7 +46,14 @@ def frozen(
         raise InputError(f"it is one of {', '.join(map(repr, GRADES[:-1]))}", field="at_least", value=at_least)
     report = steps.step(step, state, batch, mask, **arguments)
     claims: tuple[Claim, ...] = ("frozen", "off") if leaks else ("frozen", "off", "unseen")
-    return _require(report, broken(report, claims, at_least), undecided, "does not leave alone what the mask freezes")
+    _require(report, broken(report, claims, at_least), undecided, "does not leave alone what the mask freezes")
+    if report.drifting:
+        warnings.warn(
+            f"{report.subject} leaves alone what the mask freezes, and of what stands beside it nothing is claimed: "
+            f"{paths.some(list(report.drifting))} may move; the report's table says more",
+            stacklevel=2,
+        )
+    return report
 
 
 def rates(
@@ -59,7 +70,8 @@ def rates(
     Raises AssertionError where a rate has no effect, or another one, or was not decided; InputError for a mask that has
     no rate but 0 and 1. Else as `frozen`.
     """
-    if not any(_is_rate(canonical_leaf(path, m)) for path, m in paths.items(mask)):
+    is_globs = any(isinstance(m, str) for m in jax.tree.leaves(mask))
+    if is_globs or not any(_is_rate(canonical_leaf(path, m)) for path, m in paths.items(mask)):
         raise InputError(
             "the mask has no rate: write numbers, such as 0.1, where leaves are to move by a part of the step"
         )

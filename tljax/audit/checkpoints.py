@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tljax import checkpoint, masks, paths, plugins, weights
+from tljax.audit import layers
 from tljax.audit.report import Claim, Finding, Grade, Report, Verdict
 from tljax.masks.leaf import canonical_leaf
 from tljax.types import InputError, Mask, Params
@@ -409,25 +410,12 @@ def _by_path(mask: Mask, like: Mapping[str, Any]) -> dict[str, Any]:
     return by_path
 
 
-_COLLECTIONS = ("params", "batch_stats")
-"""Names that part a norm's statistics from its scale and bias."""
-
-
 def _statistic_trains(path: str, leaf: Any, trains: Mapping[str, bool]) -> bool | None:
     """False, for frozen, of a running statistic beside which nothing trains; else None, of which nothing is claimed."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return None
-    container = _module(path)
-    while container:
-        container = container[:-1]
-        beside = [trains[other] for other in trains if _module(other)[: len(container)] == container]
-        if beside:
-            return None if any(beside) else False
-    return None
-
-
-def _module(path: str) -> list[str]:
-    return [name for name in path.split("/") if name not in _COLLECTIONS]
+    beside = [trains[other] for other in layers.beside(path, trains) or trains]
+    return False if beside and not any(beside) else None
 
 
 class _Audit:

@@ -11,16 +11,14 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from tljax.audit import numbers, program
+from tljax.audit import numbers, origins, program
 from tljax.audit.report import Finding
 from tljax.audit.tracing import Traced
 from tljax.optimizer import Scheduled
-from tljax.train.memory import inner_programs
 from tljax.types import InputError, MaskSchedule
 
 STEPS = 8
 """The steps that are run to see what is off move."""
-_CALLS = frozenset(("jit", "pjit", "closed_call", "core_call"))
 
 
 class Leaf(NamedTuple):
@@ -62,7 +60,7 @@ def leaves(traced: Traced, state: Any, schedule: MaskSchedule, scope: Mapping[in
 
 def findings(traced: Traced, rows: Sequence[Leaf]) -> list[Finding]:
     """The findings on whether each leaf stays where its mask is off."""
-    top = _Frame(traced.closed.jaxpr, {})
+    top = origins.Frame(traced.closed.jaxpr, {})
     outputs = traced.closed.jaxpr.outvars
     causes = {row.path: cause for row in rows if (cause := _cause(top, outputs, row)) is not None}
     shown = _shown(traced, [row for row in rows if row.path in causes]) if causes else {}
@@ -84,56 +82,9 @@ def findings(traced: Traced, rows: Sequence[Leaf]) -> list[Finding]:
     return result
 
 
-class _Frame:
-    """A program, and what its inputs are in the one around it."""
-
-    def __init__(self, jaxpr: Any, outer: Mapping[Any, tuple["_Frame", Any]]) -> None:
-        self.inputs, self.outer = jaxpr.invars, outer
-        self.producers = {
-            var: (equation, number) for equation in jaxpr.eqns for number, var in enumerate(equation.outvars)
-        }
-        self.inner: dict[int, _Frame] = {}
-
-    def within(self, equation: Any) -> tuple["_Frame", Any]:
-        """The frame of the program that an equation calls, and the program."""
-        (jaxpr,) = inner_programs(equation)
-        bound = {var: (self, atom) for var, atom in zip(jaxpr.invars, equation.invars, strict=True)}
-        return self.inner.setdefault(id(equation), _Frame(jaxpr, bound)), jaxpr
-
-
-def _origin(frame: _Frame, atom: Any) -> tuple[_Frame, Any]:
-    """Where a value comes from, through calls: an input of the whole program, or an output of an operation."""
-    while not isinstance(atom, core.Literal):
-        if atom in frame.outer:
-            frame, atom = frame.outer[atom]
-        elif atom in frame.producers and frame.producers[atom][0].primitive.name in _CALLS:
-            equation, number = frame.producers[atom]
-            frame, jaxpr = frame.within(equation)
-            atom = jaxpr.outvars[number]
-        else:
-            break
-    return frame, atom
-
-
-def _chooser(frame: _Frame, atom: Any) -> tuple[_Frame, Any]:
-    """Where bools come from, through broadcasts along axes that are their own."""
-    while True:
-        frame, atom = _origin(frame, atom)
-        if isinstance(atom, core.Literal) or atom not in frame.producers:
-            return frame, atom
-        equation = frame.producers[atom][0]
-        if equation.primitive.name != "broadcast_in_dim":
-            return frame, atom
-        (operand, *_), axes = equation.invars, equation.params["broadcast_dimensions"]
-        count, first = len(operand.aval.shape), len(atom.aval.shape) - len(operand.aval.shape)
-        if axes != tuple(range(first, first + count)):
-            return frame, atom
-        atom = operand
-
-
-def _cause(top: _Frame, outputs: Sequence[Any], row: Leaf) -> tuple[str, Any] | None:
+def _cause(top: origins.Frame, outputs: Sequence[Any], row: Leaf) -> tuple[str, Any] | None:
     """(What the new value is, its equation) where it is no selection by the mask; None where it is."""
-    frame, atom = _origin(top, outputs[row.place])
+    frame, atom = origins.origin(top, outputs[row.place])
     if frame is top and atom is top.inputs[row.place]:
         return None if row.off == row.place else ("it keeps its value, and does not return to the start", None)
     equation = None if isinstance(atom, core.Literal) else frame.producers.get(atom, (None, 0))[0]
@@ -142,12 +93,12 @@ def _cause(top: _Frame, outputs: Sequence[Any], row: Leaf) -> tuple[str, Any] | 
     if equation.primitive.name != "select_n" or len(equation.invars) != 3:
         return f"'{equation.primitive.name}' gives its new value, and no selection by its mask", equation
     which, off, _ = equation.invars
-    chooser, mask = _chooser(frame, which), _chooser(top, outputs[row.on])
+    chooser, mask = origins.chooser(frame, which), origins.chooser(top, outputs[row.on])
     if chooser[0] is not mask[0] or chooser[1] is not mask[1]:
         return "its new value is a selection, and not by the mask that the state holds", equation
-    if _origin(frame, off) != (top, top.inputs[row.off]):
+    if origins.origin(frame, off) != (top, top.inputs[row.off]):
         return "its new value is a selection by its mask, and where that is off another value than its own", equation
-    if row.off != row.place and _origin(top, outputs[row.off]) != (top, top.inputs[row.off]):
+    if row.off != row.place and origins.origin(top, outputs[row.off]) != (top, top.inputs[row.off]):
         return "what it returns to does not stay", equation
     return None
 

@@ -53,6 +53,9 @@ class Report:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...] = ()
     """What a reader has to know: where reading stopped, what was assumed of all leaves."""
+    drifting: tuple[str, ...] = ()
+    """The paths in the state of what moves, or may, beside parameters that are frozen, and of which the mask claims
+    nothing: running statistics, mostly. A note says so."""
 
     def select(self, claim: Claim | None = None, verdict: Verdict | None = None) -> tuple[Finding, ...]:
         """The findings of a claim, of a verdict, or of both."""

@@ -1,7 +1,7 @@
 """`audit.step` and `audit.optimizer`: what a training step does to each leaf, proved from its traced program."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,7 +11,20 @@ import numpy as np
 import optax
 
 from tljax import masks, paths, plugins
-from tljax.audit import cotangents, elements, idle, leaks, moves, multipliers, numbers, program, purity, tracing
+from tljax.audit import (
+    cotangents,
+    elements,
+    idle,
+    layers,
+    leaks,
+    moves,
+    multipliers,
+    numbers,
+    origins,
+    program,
+    purity,
+    tracing,
+)
 from tljax.audit.program import CONSTANT, Piece, Value
 from tljax.audit.report import GRADES, Claim, Finding, Report
 from tljax.types import InputError, Mask, MaskSchedule, Params
@@ -21,7 +34,7 @@ def step(
     step: Callable[..., Any],
     state: Any,
     batch: Any,
-    mask: Mask | MaskSchedule,
+    mask: Mask | MaskSchedule | str | Sequence[str],
     *,
     params: Callable[[Any], Any] | None = None,
     loss: Callable[..., Any] | None = None,
@@ -31,9 +44,10 @@ def step(
     `step(state, batch)` gives the new state, or a tuple that begins with it. `params` picks the parameters out of the
     state: by default its `params`, its first element, or the state itself. Modules of NNX may be the state: of
     (model, optimizer), a step is called as step(model, optimizer, batch) and changes them in place. Where the state has
-    arrays, zeros of the optimizer that the step keeps 0 are taken to be 0. A `MaskSchedule` may stand in the mask's
-    place, where the state has that of `optimizer.scheduled`: what is outside its scope is frozen, and of what is inside
-    it is decided whether it stays in the steps in which it is off. `loss(params, batch)` helps to tell whose
+    arrays, zeros of the optimizer that the step keeps 0 are taken to be 0. The mask is a tree of the parameters, or
+    globs of what trains, "head/**+**/bias" or a list. A `MaskSchedule` may stand in the mask's place, where the state
+    has that of `optimizer.scheduled`: what is outside its scope is frozen, and of what is inside it is decided whether
+    it stays in the steps in which it is off. `loss(params, batch)` helps to tell whose
     gradient a value is. Raises InputError if the step cannot be traced, is not pure, or changes the structure of its
     state, and if the mask does not fit the parameters.
 
@@ -47,7 +61,9 @@ def step(
     """
     traced = tracing.trace(step, state, batch, params)
     schedule = mask if isinstance(mask, MaskSchedule) else None
-    audit = _Audit(traced, mask.scope if isinstance(mask, MaskSchedule) else mask, _name(step))
+    audit = _Audit(
+        traced, mask.scope if isinstance(mask, MaskSchedule) else _by_globs(traced.params, mask), _name(step)
+    )
     moving: Sequence[moves.Leaf] = ()
     if schedule is not None:
         scope = {leaf.place: leaf.path for leaf in audit.leaves if leaf.trains is not False}
@@ -58,11 +74,11 @@ def step(
     return report if purity.is_jitted(step) else replace(report, notes=(*report.notes, _ONE_TRACE))
 
 
-def optimizer(tx: optax.GradientTransformation, params: Params, mask: Mask) -> Report:
+def optimizer(tx: optax.GradientTransformation, params: Params, mask: Mask | str | Sequence[str]) -> Report:
     """What an optimizer does to each leaf under a mask, for any gradients, after any number of steps from `tx.init`.
 
-    `params` are arrays or their shapes. Nothing is computed but what refutes a claim. Raises InputError if `tx` cannot
-    be traced on these parameters, and if the mask does not fit them.
+    `params` are arrays or their shapes; `mask` is as in `step`. Nothing is computed but what refutes a claim. Raises
+    InputError if `tx` cannot be traced on these parameters, and if the mask does not fit them.
 
     >>> params = {"w": jax.ShapeDtypeStruct((2,), "float32"), "b": jax.ShapeDtypeStruct((2,), "float32")}
     >>> report = optimizer(optax.adamw(0.1), params, {"w": True, "b": False})
@@ -83,7 +99,7 @@ def optimizer(tx: optax.GradientTransformation, params: Params, mask: Mask) -> R
 
     traced = tracing.trace(step, (params, state), shapes, lambda state: state[0])
     traced = traced._replace(paths=tuple(path.removeprefix("0/") for path in traced.paths))
-    audit = _Audit(traced, mask, _name(tx), init=(tx.init, begun))
+    audit = _Audit(traced, _by_globs(traced.params, mask), _name(tx), init=(tx.init, begun))
     return audit.report()
 
 
@@ -91,6 +107,14 @@ _ONE_TRACE = (
     "the step is not jitted as a whole, so that its Python runs in each call: what is proved is of this one trace; put "
     "jax.jit around the step, and it holds of every call"
 )
+
+
+def _by_globs(params: Params, mask: Any) -> Mask:
+    """The mask, if it is one; else that of globs."""
+    if isinstance(mask, str):
+        return masks.by_glob(params, *mask.split("+"))
+    is_globs = isinstance(mask, list | tuple) and mask and all(isinstance(pattern, str) for pattern in mask)
+    return masks.by_glob(params, *mask) if is_globs else mask
 
 
 def _name(function: Callable[..., Any]) -> str:
@@ -125,6 +149,10 @@ class _Leaf:
     trains: bool | np.ndarray
     """Whether it trains, or which of its elements do."""
     number: int
+    in_model: str
+    """Its path within the model, with which an optimizer's state ends its own paths."""
+    is_statistic: bool
+    """Whether it is a running statistic, which no optimizer trains."""
     rate: float = 1.0
     """The number by which the mask scales its update; 1.0 for True, and for numbers of elements."""
 
@@ -154,8 +182,17 @@ class _Audit:
         self.avals = [var.aval for var in traced.closed.jaxpr.invars]
         self.size = len(traced.paths)
         leaves = masks.canonical(traced.params, mask)
+        able, model = paths.trainable(traced.params), layers.root(traced.paths)
         self.leaves = [
-            _Leaf(path, place, _trains(m, self.avals[place].shape), number, m if isinstance(m, float) else 1.0)
+            _Leaf(
+                path,
+                place,
+                _trains(m, self.avals[place].shape),
+                number,
+                layers.in_model(traced.paths[place], path, model),
+                not able[number] and jax.dtypes.issubdtype(self.avals[place].dtype, np.inexact),
+                m if isinstance(m, float) else 1.0,
+            )
             for number, (place, (path, m)) in enumerate(zip(traced.positions, paths.items(leaves), strict=True))
         ]
         self.by_place = {leaf.place: leaf for leaf in self.leaves}
@@ -183,8 +220,8 @@ class _Audit:
     def _owner(self, place: int) -> _Leaf | None:
         """The parameter whose path ends the path of a leaf of the state, if there is one: the longest."""
         path = self.traced.paths[place]
-        owners = [leaf for leaf in self.leaves if path.endswith("/" + leaf.path)]
-        return max(owners, key=lambda leaf: len(leaf.path), default=None)
+        owners = [leaf for leaf in self.leaves if path.endswith("/" + leaf.in_model)]
+        return max(owners, key=lambda leaf: layers.shared_end(path, leaf.path), default=None)
 
     # Reading.
 
@@ -395,29 +432,100 @@ class _Audit:
         self.unexplained = self._unexplained()
         self.stuck = self.zero_for_good()
         findings = []
+        tracked, drifting = self._tracked(), self._drifting()
+        claimed = [leaf for leaf in self.leaves if leaf.place not in {other.place for other in tracked}]
         moved: dict[int, Any] = {}
-        for leaf in self.leaves:
+        for leaf in claimed:
             if _any(leaf.frozen) and self._worst(leaf) is not None:
                 moved[leaf.place] = leaf.frozen
-        shown = self._shown(moved)
-        for leaf in self.leaves:
+        shown = self._shown(moved, drifting)
+        for leaf in claimed:
             if leaf.trains is not False:
                 findings.append(self.trains(leaf))
             if _any(leaf.frozen):
                 findings.append(self.frozen(leaf, shown.get(leaf.place)))
-        findings += [self.unseen(leaf) for leaf in self.leaves if _any(leaf.frozen)]
-        findings += [self.state(leaf) for leaf in self.leaves if leaf.trains is False]
+        findings += [self.unseen(leaf) for leaf in claimed if _any(leaf.frozen)]
+        findings += [self.state(leaf) for leaf in claimed if leaf.trains is False]
         findings += self.rates()
         if self.init is None:
             findings += self.idle()
-        return Report(self.subject, tuple(findings), tuple(dict.fromkeys(self.notes)))
+        if tracked:
+            names = paths.some([leaf.path for leaf in tracked])
+            self.notes.append(f"nothing is claimed of running statistics that follow a layer which trains: {names}")
+        if drifting:
+            self.notes.append(self._drift(drifting, shown))
+        return Report(
+            self.subject,
+            tuple(findings),
+            tuple(dict.fromkeys(self.notes)),
+            tuple(self.traced.paths[place] for place in drifting),
+        )
 
-    def _shown(self, moved: Mapping[int, Any]) -> dict[int, numbers.Shown]:
-        if not moved:
-            return {}
-        if not numbers.fits(self.traced.closed):
+    def _tracked(self) -> list[_Leaf]:
+        """The running statistics that a mask freezes, as every mask does, and that move beside something that trains:
+        they follow it, as is right."""
+        trains = self._parameters()
+        return [
+            leaf
+            for leaf in self.leaves
+            if leaf.is_statistic
+            and leaf.trains is False
+            and any(trains[other] for other in layers.beside(leaf.in_model, trains))
+            and self._worst(leaf) is not None
+        ]
+
+    def _parameters(self) -> dict[str, bool]:
+        """For the path in the model of each parameter that is no statistic, whether any of it trains."""
+        return {leaf.in_model: leaf.trains is not False for leaf in self.leaves if not leaf.is_statistic}
+
+    def _drifting(self) -> dict[int, str]:
+        """{place in the state: layer} of arrays, beside the parameters, that may move though their layer is frozen.
+
+        These are of the model: no optimizer state of a leaf, and no scalars, which are rates and counters.
+        """
+        trains, rows = self._parameters(), dict[int, str]()
+        for place, owner in self.owner.items() if self.init is None else ():
+            aval = self.avals[place]
+            if owner is not None or not aval.shape or not jax.dtypes.issubdtype(aval.dtype, np.inexact):
+                continue
+            path = layers.from_the_model(self.traced.paths[place], trains)
+            held = layers.beside(path, trains) if path is not None else []
+            if path is None or not held or any(trains[other] for other in held) or self._stays(place):
+                continue
+            rows[place] = layers.shared_start([path, *held])
+        return rows
+
+    def _stays(self, place: int) -> bool:
+        """Whether all elements of a leaf of the state are what they were."""
+        value, zeros = self.reading.outputs[place], self.assumed.zeros.get(place, (False, 0))[0]
+        for number, piece in self.pieces(place, True):
+            where = None if value.selector is None else value.selector == number
+            is_kept_zero = program.is_zero(piece) and bool(np.all(zeros if where is None else zeros | ~where))
+            if piece.condition or not (is_kept_zero or (piece.content == place and program.in_order(piece, where))):
+                return False
+        return True
+
+    def _drift(self, drifting: Mapping[int, str], shown: Mapping[int, numbers.Shown]) -> str:
+        """The note on what moves beside frozen parameters."""
+        move = [place for place in drifting if place in shown]
+        rows = move or list(drifting)
+        names = paths.some([self.traced.paths[place] for place in rows])
+        layer = paths.some(list(dict.fromkeys(drifting[place] for place in rows)))
+        by = f" ({shown[rows[0]]})" if move else ""
+        return (
+            f"{names} {'move' if move else 'may move'}{by}, though all parameters of {layer} are frozen: they are no "
+            "parameters, so that the mask claims nothing of them; `params=` makes it a claim, as tljax/audit/README.md "
+            "shows"
+        )
+
+    def _shown(self, moved: Mapping[int, Any], drifting: Iterable[int] = ()) -> dict[int, numbers.Shown]:
+        """Where leaves of the parameters (`moved`), and others, show that they change."""
+        if moved and not numbers.fits(self.traced.closed):
             self.notes.append("the step is not run, since it is too large: what moves a leaf is, leaf by leaf")
             return self._shown_of_elements(moved)
+        moved = {**moved, **dict.fromkeys(drifting, True)}
+        if not moved or not numbers.fits(self.traced.closed):
+            return {}
         try:
             return numbers.changes(
                 self.traced.closed,
@@ -519,9 +627,9 @@ class _Audit:
         if shown is not None:
             detail = f"{cause}: {shown}"
             return Finding(leaf.path, "frozen", "refuted", detail, source=source, grade="changed")
-        return Finding(leaf.path, "frozen", "not decided", cause + self.doubt(worst), source=source)
+        return Finding(leaf.path, "frozen", "not decided", cause + self.doubt(leaf, worst), source=source)
 
-    def doubt(self, piece: Piece) -> str:
+    def doubt(self, leaf: _Leaf, piece: Piece) -> str:
         """What would decide a leaf whose program does not."""
         unknown = [
             self.traced.paths[place]
@@ -530,6 +638,12 @@ class _Audit:
         ]
         if unknown:
             return f"; {paths.some(unknown, 2)} may hold anything: give the state of tx.init, whose zeros decide"
+        if chosen := origins.chosen_by(self.traced.closed, leaf.place, set(self.owner)):
+            names = paths.some([self.traced.paths[place] for place in chosen])
+            return (
+                f"; {names} selects its new value, and no numbers show that it moves: audit each phase by a step and a "
+                "mask of its own, or freeze by a MaskSchedule"
+            )
         return "; no numbers show that it moves"
 
     def cause(self, leaf: _Leaf, piece: Piece) -> str:
@@ -721,12 +835,17 @@ class _Audit:
         return bits
 
     def _unexplained(self) -> list[str]:
-        """The leaves that train by the batch and by no gradient that is known as one."""
+        """The leaves that train by the batch and by no gradient that is known as one.
+
+        Running statistics are none of them: the forward pass gives their values.
+        """
         if self.init is not None:
             return []
         known = self._gradients() | sum(self.perhaps.values())
         return [
-            self.leaves[number].path for number, bits in self.followed.items() if bits & self.batch and not bits & known
+            self.leaves[number].path
+            for number, bits in self.followed.items()
+            if bits & self.batch and not bits & known and not self.leaves[number].is_statistic
         ]
 
     def _followed(self) -> dict[int, int]:
@@ -745,7 +864,7 @@ class _Audit:
         moving = [
             multipliers.Leaf(leaf.path, leaf.place, leaf.rate)
             for leaf in self.leaves
-            if leaf.trains is True and leaf.rate
+            if leaf.trains is True and leaf.rate and not leaf.is_statistic
         ]
         if all(leaf.rate == 1 for leaf in moving):
             return []
@@ -766,7 +885,7 @@ class _Audit:
         A number of the state is the same as another if both begin as the same number.
         """
         path, owner = self.traced.paths[place], self.owner[place]
-        kind = (path.removesuffix(f"/{owner.path}") if owner else path).rpartition("/inner_state/")[2]
+        kind = (path.removesuffix(f"/{owner.in_model}") if owner else path).rpartition("/inner_state/")[2]
         if owner is not None:
             return ("state", kind), True
         leaf = self.begun.get(place)

@@ -51,7 +51,7 @@ def check_strategy(
         linted.append(_lint(method, options, model_problems[-1]))
     linted += [_lint(method, options, problem) for problem in problems.trees()]
     checks = [check for check, _ in linted]
-    checks.append(line("applies to a model", _applies_to_a_model, checks[: len(model_problems)]))
+    checks.append(_applies_to_a_model(checks[: len(model_problems)]))
     cases = [case for _, case in linted if case]
     proofs = {
         "new leaves train in every phase": _fresh_trains,
@@ -110,9 +110,17 @@ def _count(params: Params, mask: Mask | MaskSchedule) -> str:
     return f"{numbers} may train, by a schedule" if moves else f"{numbers} train"
 
 
-def _applies_to_a_model(tried: Sequence[Check]) -> str:
-    assert any(check.passed is not None for check in tried), tried[0].detail
-    return ", ".join(check.name.removeprefix("lint on ") for check in tried if check.passed is not None)
+def _applies_to_a_model(tried: Sequence[Check]) -> Check:
+    """The line on which models a strategy applies to, of their lints: those that it passes."""
+    name = "applies to a model"
+    names: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for check in tried:
+        names[check.passed].append(check.name.removeprefix("lint on "))
+    if names[True]:
+        return Check(name, True, ", ".join(names[True]))
+    if names[False]:
+        return Check(name, None, f"not known: the lint fails on {', '.join(names[False])}")
+    return Check(name, False, tried[0].detail)
 
 
 def _randomness_checks(problem: problems.Problem) -> list[Check]:

@@ -182,7 +182,10 @@ def require_fit(path: str, leaf: Any, m: Any) -> None:
     except ValueError:
         fits = False
     if not fits:
-        raise InputError(f"the mask's array at '{path}' has shape {m.shape}, which does not broadcast to {shape}")
+        raise InputError(
+            f"the mask's array at '{path}' has shape {m.shape}, which does not broadcast to {shape}: give a bool, a "
+            "number, or an array that does"
+        )
 
 
 def split(params: Params, mask: Mask) -> tuple[Params, Params]:

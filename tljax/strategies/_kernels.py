@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tljax import low_rank, masks, paths
-from tljax.types import Context, InputError, Params
+from tljax.types import Context, InputError, Mask, Params
 
 ALL = "**/kernel"
 FACTORS = ("lora_a", "lora_b")
@@ -144,6 +144,27 @@ def adapted(
             "nnx.State takes no new leaf; give nested dicts, as flax.core.unfreeze and nnx.to_pure_dict make them"
         )
     return tree
+
+
+def trained(adapter: str, params: Params, added: tuple[str, ...], fresh: Mask | None, what: str = "factors") -> Mask:
+    """The mask of the `added` leaves, and of what was drawn anew.
+
+    Raises InputError, which begins with the adapter's name, for parameters without such leaves, and for a `fresh` of
+    another tree, such as that of the parameters before `adapt`.
+    """
+    try:
+        mask = masks.by_path(params, lambda path: masks.leaf_name(path) in added)
+    except InputError as error:
+        raise InputError(f"{adapter}: the parameters have no {what}: call adapt(params, key) first") from error
+    if fresh is None:
+        return mask
+    try:
+        paths.same_structure(mask, fresh, "the adapted parameters", "context.fresh")
+    except InputError as error:
+        raise InputError(
+            f"{adapter}: {error}: fresh is of the tree that adapt gave, as masks.under(adapted, 'head') is"
+        ) from error
+    return masks.union(mask, fresh)
 
 
 def folded(params: Params, rank: int, adapter: str, added: tuple[str, ...], fold: Callable[..., Any]) -> Params:

@@ -1,14 +1,49 @@
-"""Stages as papers count layers: a stage that is nothing but a norm goes with its neighbour."""
+"""Stages as papers count layers: a stage that is nothing but a norm goes with its neighbour; and all are named."""
 
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 
 from tljax import masks, paths
-from tljax.types import Params
+from tljax.types import InputError, Params
 
 _SCALES = ("scale", "weight", "gamma")
 _BIASES = ("bias", "beta", "offset")
+
+
+def require_stages(strategy: str, stages: Sequence[str]) -> None:
+    """Raise InputError, for a strategy, where no stage is named.
+
+    >>> require_stages("last_k", ())
+    Traceback (most recent call last):
+    ...
+    tljax.types.InputError: last_k needs stages: give path prefixes in the order of the model, as \
+Context(stages=("conv", "head"))
+    """
+    if not stages:
+        raise InputError(
+            f"{strategy} needs stages: give path prefixes in the order of the model, as "
+            'Context(stages=("conv", "head"))'
+        )
+
+
+def require_all(strategy: str, params: Params, stages: Sequence[str]) -> None:
+    """Raise InputError, for a strategy, where no stage is named, or where a leaf that can train is in none of them.
+
+    >>> require_all("last_k", {"conv": 1.0, "norm": 1.0, "head": 1.0}, ("conv", "head"))
+    Traceback (most recent call last):
+    ...
+    tljax.types.InputError: last_k: no stage holds 'norm': give Context(stages=..) its prefix too, in the order of the \
+model
+    """
+    require_stages(strategy, stages)
+    staged = paths.inside(tuple(stages))
+    rows = zip(paths.names(params), paths.trainable(params), strict=True)
+    if outside := [path for path, able in rows if able and not staged(path)]:
+        raise InputError(
+            f"{strategy}: no stage holds {paths.some(outside)}: give Context(stages=..) its prefix too, in the order "
+            "of the model"
+        )
 
 
 def with_block(params: Params, stages: Sequence[str]) -> list[tuple[str, ...]]:

@@ -41,8 +41,9 @@ def blocks(params: Params, context: Context) -> list[tuple[str, ...]]:
 def middle(params: Params, context: Context, name: str) -> list[tuple[str, ...]]:
     """The `blocks` between the first stage (an embedding) and the last (the head).
 
-    Raises InputError, for the strategy `name`, where there are none.
+    Raises InputError, for the strategy `name`, where there are none, and for a leaf that can train but is in no stage.
     """
+    layers.require_all(name, params, context.stages)
     between = blocks(params, context)[1:-1]
     if not between:
         raise InputError(f"{name} needs a stage between the first and the last: of {len(context.stages)} there is none")

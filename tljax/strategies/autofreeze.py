@@ -33,11 +33,13 @@ def strategy(params: Params, context: Context, *, every: int = 50, percentile: f
     """Every `every` steps blocks whose change is below the `percentile` of those still on are frozen, for good.
 
     A block is a stage below the head, a norm with the stage below it; the head, and whatever was drawn anew, is always
-    on. Raises InputError for a number of steps below 1, a percentile outside (0, 100), and a model without a block.
+    on. Raises InputError for a number of steps below 1, a percentile outside (0, 100), a model without a block, and a
+    leaf that can train but is in no stage.
     """
     moving.require_steps("autofreeze", every=every)
     if not 0 < percentile < 100:
         raise InputError(f"autofreeze:percentile={percentile}: it is above 0 and below 100")
+    _layers.require_all("autofreeze", params, context.stages)
     blocks = _layers.with_block(params, context.stages)[:-1]
     if not blocks:
         raise InputError("autofreeze needs a stage below the head, and context.stages to name it")

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tljax.strategies import _layers as layers
 from tljax.strategies import _moving as moving
 from tljax.types import Context, InputError, MaskSchedule, Params, Seen
 
@@ -21,14 +22,14 @@ def strategy(params: Params, context: Context, *, every: int = 50, order: str = 
     """Each stage is a block; a block is on for `every` steps. A norm goes with the stage below it, or with the head.
 
     The blocks come in an `order`: 'random', drawn anew in each round of all blocks, 'ascending' from the input up, or
-    'descending'. Raises InputError for another word, for a number below 1, and without context.stages.
+    'descending'. Raises InputError for another word, for a number below 1, without context.stages, and for a leaf that
+    can train but is in no stage.
     """
     moving.require_steps("badam", every=every)
     if order not in ORDERS:
         raise InputError(f"badam:order={order}: give one of {', '.join(ORDERS)}")
+    layers.require_all("badam", params, context.stages)
     blocks = moving.blocks(params, context)
-    if not blocks:
-        raise InputError("badam needs context.stages: path prefixes in the order of the model")
     blocks = blocks[::-1] if order == "descending" else blocks
     groups = moving.in_blocks(params, blocks, context.fresh)
     init = functools.partial(first_order, blocks=len(blocks))

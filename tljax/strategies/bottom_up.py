@@ -8,17 +8,17 @@ from collections.abc import Sequence
 
 from tljax import masks
 from tljax.strategies import _layers as layers
-from tljax.types import Context, InputError, Params, Phase
+from tljax.types import Context, Params, Phase
 
 
 def strategy(params: Params, context: Context) -> Sequence[Phase]:
-    """Evenly spaced phases, one more than there are stages; raises InputError without context.stages.
+    """Evenly spaced phases, one more than there are stages.
 
     A stage that is nothing but a norm trains with the stage below it.
     What was drawn anew trains in every phase, where the paper freezes the new head while a stage trains alone.
+    Raises InputError without context.stages, and for a leaf that can train but is in no stage.
     """
-    if not context.stages:
-        raise InputError("bottom_up needs context.stages: path prefixes in the order of the model")
+    layers.require_all("bottom_up", params, context.stages)
     *below, head = layers.with_block(params, context.stages)
     alone = [masks.union(masks.under(params, names), context.fresh) for names in (head, *below)]
     parts = [*alone, masks.by_path(params, lambda path: True)]

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tljax import low_rank, masks
+from tljax import low_rank
 from tljax.strategies import _kernels as kernels
-from tljax.types import Context, InputError, Mask, Params
+from tljax.types import Context, Mask, Params
 
 ALL = kernels.ALL
 _ADDED = (*kernels.FACTORS, "dora_magnitude")
@@ -34,14 +34,11 @@ def strategy(
     it; with `detach=false` one does. Beside LoRA's numbers a fit has m, one an output, and two moments of it under
     Adam: 12 bytes an output in float32. W is shared by all fits, as the norm is computed without W + A B.
 
-    Raises InputError for a rank below 1, a scale that is not above 0, and parameters without factors.
+    Raises InputError for a rank below 1, a scale that is not above 0, parameters without factors, and a
+    context.fresh of another tree than the adapted one.
     """
     kernels.gain("dora", rank, scale, rank_stabilised)
-    try:
-        added = masks.by_path(params, lambda path: masks.leaf_name(path) in _ADDED)
-    except InputError as error:
-        raise InputError("dora: the parameters have no factors: call adapt(params, key) first") from error
-    return masks.union(added, context.fresh)
+    return kernels.trained("dora", params, _ADDED, context.fresh)
 
 
 def adapt(params: Params, key: jax.Array, context: Context | None = None, *, rank: int = 4, on: str = ALL) -> Params:

@@ -14,12 +14,11 @@ def strategy(params: Params, context: Context, *, every: float = 0.0) -> Sequenc
     """A phase for each stage, each `every` of training (a fraction; 0: evenly spaced); the last trains everything.
 
     A stage that is nothing but a norm is freed with the stage below it. Raises InputError where the last phase
-    would not begin before the end, and without context.stages.
+    would not begin before the end, without context.stages, and for a leaf that can train but is in no stage.
     """
+    layers.require_all("gradual_unfreeze", params, context.stages)
     stages = layers.with_block(params, context.stages)
     count = len(stages)
-    if not count:
-        raise InputError("gradual_unfreeze needs context.stages: path prefixes in the order of the model")
     if not every >= 0 or not every * (count - 1) < 1:
         raise InputError(f"gradual_unfreeze:every={every}: {count} phases do not fit into training: give a fraction")
     tops = [masks.under(params, sum(stages[-i:], ())) for i in range(1, count)]

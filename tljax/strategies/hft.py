@@ -22,7 +22,8 @@ def strategy(params: Params, context: Context, *, every: int = 100) -> MaskSched
     A module is the leaves of one container, such as a kernel and its bias; its kind is attention, norm or another. Of
     an odd number one more or one fewer are on, as it is drawn. A block is a stage between the first and the head; a
     norm goes with the stage below it, or with the head that follows it. Whatever was drawn anew is always on. Raises
-    InputError for a number of steps below 1, and for a model without such a stage.
+    InputError for a number of steps below 1, for a model without such a stage, and for a leaf that can train but is in
+    no stage.
     """
     moving.require_steps("hft", every=every)
     kinds: dict[tuple[int, str], dict[str, list[str]]] = {}

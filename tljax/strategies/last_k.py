@@ -13,8 +13,10 @@ def strategy(params: Params, context: Context, *, k: int = 1) -> Mask:
     """`k=1` is a linear probe, `k` as many as there are stages full fine-tuning.
 
     A stage that is nothing but a norm does not count: it trains with the stage below it. So `k=2` trains a vision
-    transformer's last block, the norm after it and the head.
+    transformer's last block, the norm after it and the head. Raises InputError for another k, without context.stages,
+    and for a leaf that can train but is in no stage.
     """
+    layers.require_all("last_k", params, context.stages)
     stages = layers.with_block(params, context.stages)
     if not 1 <= k <= len(stages):
         aside = ", as a norm counts with the stage below it" if len(stages) < len(context.stages) else ""

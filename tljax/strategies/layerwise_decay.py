@@ -17,8 +17,9 @@ def strategy(params: Params, context: Context, *, decay: float = 1 / 2.6, lowest
     A stage that is nothing but a norm has the rate of the stage above it: in a vision transformer the last norm and the
     head have rate 1, its last block `decay`, its embedding with positions and class token the lowest. Stages below
     `lowest` stay frozen; without it all train. Raises InputError for a `decay` outside (0, 1], a `lowest` that is no
-    stage, and a leaf that can train but is in no stage.
+    stage, without context.stages, and for a leaf that can train but is in no stage.
     """
+    layers.require_all("layerwise_decay", params, context.stages)
     if not 0 < decay <= 1:
         raise InputError(f"layerwise_decay:decay={decay}: it must be above 0 and at most 1")
     if lowest and lowest not in context.stages:
@@ -33,9 +34,6 @@ def strategy(params: Params, context: Context, *, decay: float = 1 / 2.6, lowest
     def rate(path: str, trains: bool) -> float | bool:
         if not trains:
             return False
-        for name, holds in inside.items():
-            if holds(path):
-                return rates[name]
-        raise InputError(f"layerwise_decay: leaf '{path}' is in no stage: give context.stages a prefix that holds it")
+        return next(rates[name] for name, holds in inside.items() if holds(path))
 
     return masks.also(paths.each(rate, masks.by_path(params, lambda path: True)), context.fresh)

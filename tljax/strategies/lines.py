@@ -21,8 +21,7 @@ def strategy(params: Params, context: Context, *, alpha: float = 0.5, beta: floa
     """
     if not (alpha >= 0 and beta >= 0 and alpha + beta < float("inf")):
         raise InputError(f"lines:alpha={alpha}:beta={beta}: both are shares of the change, at least 0")
-    if not context.stages:
-        raise InputError("lines needs context.stages: path prefixes in the order of the model")
+    layers.require_stages("lines", context.stages)
     return masks.by_path(params, lambda path: True)
 
 

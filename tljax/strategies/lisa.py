@@ -17,7 +17,8 @@ def strategy(params: Params, context: Context, *, layers: int = 2, every: int = 
     """`layers` blocks (all of them where there are fewer) are on for `every` steps; whatever was drawn anew always is.
 
     A stage that is nothing but a norm goes with the stage below it, or with the head that follows it. Raises InputError
-    for a number below 1, and for a model without a stage between the first and the head.
+    for a number below 1, for a model without a stage between the first and the head, and for a leaf that can train but
+    is in no stage.
     """
     moving.require_steps("lisa", every=every)
     if layers < 1:

@@ -32,17 +32,13 @@ def strategy(
     A kernel W with its factors means W + scale / rank A B; `rank_stabilised` divides by the root of the rank instead.
     `on=block_*/attention/{query,value}/kernel` adapts the kernels that any of the globs matches, parted by '+'; the
     head is never among them. B learns at `ratio` times the rate of A and of the head: LoRA+ has
-    1 for LoRA, and 16 as a start. Raises InputError for a rank below 1, a scale or ratio that is not above 0, and
-    parameters without factors.
+    1 for LoRA, and 16 as a start. Raises InputError for a rank below 1, a scale or ratio that is not above 0,
+    parameters without factors, and a context.fresh of another tree than the adapted one.
     """
     kernels.gain("lora", rank, scale, rank_stabilised)
     if not 0 < ratio < float("inf"):
         raise InputError(f"lora:ratio={ratio}: it must be above 0 and finite")
-    try:
-        factors = masks.by_path(params, lambda path: masks.leaf_name(path) in _FACTORS)
-    except InputError as error:
-        raise InputError("lora: the parameters have no factors: call adapt(params, key) first") from error
-    mask = masks.union(factors, context.fresh)
+    mask = kernels.trained("lora", params, _FACTORS, context.fresh)
     if ratio == 1:
         return mask
     return paths.each(lambda path, trains: ratio if trains and masks.leaf_name(path) == "lora_b" else trains, mask)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tljax import low_rank, masks
+from tljax import low_rank
 from tljax.strategies import _kernels as kernels
 from tljax.types import Context, InputError, Mask, Params
 
@@ -24,14 +24,10 @@ def strategy(params: Params, context: Context, *, rank: int = 4, on: str = ALL) 
 
     With W = U S V' of a kernel, A is U S^(1/2) and B S^(1/2) V', of the `rank` largest singular values; W - A B takes
     the kernel's place, and is frozen. `on` are globs of the kernels, as in `lora`. Raises InputError for a rank below
-    1, and for parameters without factors.
+    1, for parameters without factors, and for a context.fresh of another tree than the adapted one.
     """
     kernels.gain("pissa", rank, 1.0, False)
-    try:
-        added = masks.by_path(params, lambda path: masks.leaf_name(path) in _ADDED)
-    except InputError as error:
-        raise InputError("pissa: the parameters have no factors: call adapt(params, key) first") from error
-    return masks.union(added, context.fresh)
+    return kernels.trained("pissa", params, _ADDED, context.fresh)
 
 
 def adapt(params: Params, key: jax.Array, context: Context | None = None, *, rank: int = 4, on: str = ALL) -> Params:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tljax import low_rank, masks, paths
+from tljax import low_rank, paths
 from tljax.strategies import _kernels as kernels
 from tljax.types import Context, InputError, Mask, Params
 
@@ -29,14 +29,11 @@ def strategy(params: Params, context: Context, *, on: str = ALL, sigma: float = 
     so that the outputs are the source's; the authors draw them from normals around these, of deviation 0.02, as
     `sigma=0.02` does. `on` are globs of kernels and of scales of norms, parted by '+'; the head is never among them.
 
-    Raises InputError for a sigma that is below 0 or not finite, and for parameters without scales.
+    Raises InputError for a sigma that is below 0 or not finite, for parameters without scales, and for a
+    context.fresh of another tree than the adapted one.
     """
     _require_deviation(sigma)
-    try:
-        added = masks.by_path(params, lambda path: masks.leaf_name(path) in _ADDED)
-    except InputError as error:
-        raise InputError("ssf: the parameters have no scales: call adapt(params, key) first") from error
-    return masks.union(added, context.fresh)
+    return kernels.trained("ssf", params, _ADDED, context.fresh, "scales")
 
 
 def adapt(

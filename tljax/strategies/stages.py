@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from tljax import masks
 from tljax.plugins import nearest
+from tljax.strategies import _layers as layers
 from tljax.types import Context, InputError, Mask, Params
 
 
@@ -19,9 +20,11 @@ def strategy(
 
     `redraw=above:copy=n` copies the first n stages and draws the others anew, which train: with the copied ones
     frozen (Yosinski's AnB), or with `freeze=false` trained too (AnB+). Raises InputError for a stage that the model
-    has not, an n that leaves no stage to copy or to draw, options of one use given with the other, and where no stage
-    is left to train.
+    has not, an n that leaves no stage to copy or to draw, options of one use given with the other, where no stage is
+    left to train, without context.stages, and, where stages train for not being named, for a leaf that can train but is
+    in none of them.
     """
+    layers.require_stages("stages", context.stages)
     drawn, word = reinit(context, redraw=redraw, copy=copy), str(freeze).lower()
     frozen = freeze.split("+") if word not in ("", "true", "false") else []
     uses = [f"{name}=" for name, value in (("train", train), ("freeze", frozen), ("redraw", drawn)) if value]
@@ -29,6 +32,8 @@ def strategy(
         raise InputError(f"stages: {' and '.join(uses)} are {('two', 'three')[len(uses) - 2]} uses: keep one")
     if not drawn and word == "false":
         raise InputError("stages:freeze=false: it goes with redraw=above:copy=n")
+    if frozen or drawn:
+        layers.require_all("stages", params, context.stages)
     names = tuple(train.split("+")) if train else context.stages[:1]
     if drawn:
         names = context.stages if word == "false" else tuple(drawn)
@@ -48,6 +53,8 @@ def reinit(context: Context, *, redraw: str = "", copy: int = 0) -> Sequence[str
         raise InputError(f"stages:redraw={redraw}: the one value is 'above'")
     if not redraw and copy:
         raise InputError(f"stages:copy={copy}: it goes with redraw=above")
+    if redraw:
+        layers.require_stages("stages", context.stages)
     most = len(context.stages) - 1
     if redraw and not 1 <= copy <= most:
         raise InputError(f"stages:redraw=above:copy={copy}: of {most + 1} stages copy 1 to {most}")

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.interpreters import partial_eval
 
 from tljax import batch_stats, masks, models
 from tljax import objective as objectives
@@ -82,13 +83,15 @@ def count(function: Callable[..., Any], *arguments: Any) -> float:
     A product counts two for each pair of numbers that it multiplies, and of a convolution those that fall on padding
     count nothing; a sum counts one for each number, of each of its windows where it has several, and everything else
     that computes one for each number that it gives. Where the program has a choice, the dearest counts; a loop whose
-    length is not known when it is traced counts once.
+    length is not known when it is traced counts once. What no result needs counts nothing, as compilers leave it out:
+    the gradients of what `optimizer.masked` freezes, say.
 
     >>> row = jax.ShapeDtypeStruct((10,), np.float32)
     >>> count(lambda x: 2 * x, row), count(lambda x: jax.lax.map(lambda e: e * e, x), row)
     (10.0, 10.0)
     """
-    return _jaxpr_flops(jax.make_jaxpr(function)(*arguments).jaxpr)
+    program = jax.make_jaxpr(function)(*arguments).jaxpr
+    return _jaxpr_flops(partial_eval.dce_jaxpr(program, [True] * len(program.outvars))[0])
 
 
 # fmt: off
