@@ -8,8 +8,9 @@ and, if they are needed, params and loss. The step is read as a program, and not
 are .safetensors or .npz files, folders of Orbax, checkpoints of tljax, or runs; --mask are globs of what trained, with
 a + between them, or a file of a run's masks/.
 
-What it finds is printed, the refuted first, and written to --output: audit.html and audit.json. Exit code 1 if anything
-that was to hold is refuted. tljax/audit/README.md says what is decided, and how.
+What it finds is printed, the refuted first, and written to --output: audit.html and audit.json. Exit code 0 says that
+nothing that was to hold is refuted, and that all that is frozen is proved to stay; else it is 1. A leaf that cannot be
+decided is accepted by its path, --undecided. tljax/audit/README.md says what is decided, and how.
 """
 
 from experiments import run_program
@@ -26,7 +27,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from experiments.runs import command_line, console, sources
 from experiments.runs.command_line import flag
-from tljax import paths, plugins, switches
+from experiments.runs.settings import Settings
+from tljax import paths, plugins, switches, weights
 from tljax.types import InputError
 
 if TYPE_CHECKING:
@@ -55,13 +57,13 @@ class AuditFlags:
         "the lowest grade in which a frozen leaf counts as proved",
         choices=("identical", "equal", "equal if finite"),
     )
+    undecided: str | None = flag(None, "globs of frozen leaves, with a + between, of which it may be left undecided")
     leaks: bool = flag(False, "whether trained updates may depend on the gradients of frozen leaves")
     output: str = flag("runs/audit", "a folder for audit.html and audit.json", place="new")
 
 
 def run(flags: Mapping[str, Any], audit_flags: AuditFlags) -> "Report":
     """Print and write what is found; returns it. Raises InputError if anything is refuted."""
-    del flags
     folder = _folder(audit_flags.output)
     at_least = _grade(audit_flags.at_least)
     checkpoint_flags = [name for name in ("before", "after", "mask") if getattr(audit_flags, name)]
@@ -69,8 +71,8 @@ def run(flags: Mapping[str, Any], audit_flags: AuditFlags) -> "Report":
         raise InputError(
             f"--step and --{checkpoint_flags[0]}: audit a step, or two checkpoints, and leave the other out"
         )
-    report = _audit_step(audit_flags.step) if audit_flags.step else _audit_checkpoints(audit_flags)
-    failures = _failures(report, at_least, audit_flags.leaks)
+    report = _audit_step(audit_flags.step) if audit_flags.step else _audit_checkpoints(flags, audit_flags)
+    failures = _failures(report, at_least, audit_flags.leaks, audit_flags.undecided)
     from experiments.pages import audit as page  # draws: matplotlib takes a second to import
 
     page.show(report)
@@ -80,17 +82,33 @@ def run(flags: Mapping[str, Any], audit_flags: AuditFlags) -> "Report":
     if failures:
         first = failures[0]
         rest = f"; and {len(failures) - 1} more" if len(failures) > 1 else ""
-        raise InputError(f"{report.subject}: '{first.path}', {first.claim}, is {page.outcome(first)}{rest}")
+        remedy = f"; accept it by --undecided='{first.path}'" if first.verdict == "not decided" else ""
+        raise InputError(f"{report.subject}: '{first.path}', {first.claim}, is {page.outcome(first)}{rest}{remedy}")
     return report
 
 
-def _failures(report: "Report", at_least: Any, leaks: bool) -> list[Any]:
-    """The findings against what is audited: refuted, or proved in too low a grade. Optimizer state of what is frozen
-    costs memory, and moves nothing."""
+def _failures(report: "Report", at_least: Any, leaks: bool, undecided: str | None) -> list[Any]:
+    """The findings against what is audited: refuted, proved in too low a grade, or, of a leaf that is to stay and
+    matches no glob of `undecided`, not decided; those last. Optimizer state of what is frozen costs memory, and moves
+    nothing. Raises InputError for a glob that matches nothing.
+    """
     from tljax.audit.report import CLAIMS, broken
 
+    patterns = undecided.split("+") if undecided else []
+    named = list(dict.fromkeys(finding.path for finding in report.findings))
+    for pattern in patterns:
+        if not any(map(paths.glob(pattern), named)):
+            raise InputError(f"--undecided={pattern} matches no leaf: the leaves are {paths.some(named)}")
+    accepts = [paths.glob(pattern) for pattern in patterns]
     claims = [claim for claim in CLAIMS if claim != "state" and not (leaks and claim == "unseen")]
-    return [finding for finding in broken(report, claims, at_least) if finding.verdict != "not decided"]
+    against = broken(report, claims, at_least)
+    open_ones = [
+        finding
+        for finding in against
+        if finding.verdict == "not decided" and finding.claim in ("frozen", "off")
+        if not any(accept(finding.path) for accept in accepts)
+    ]
+    return [finding for finding in against if finding.verdict != "not decided"] + open_ones
 
 
 def _folder(output: str) -> Path:
@@ -187,7 +205,7 @@ def _arguments(what: str, name: str, returned: Any) -> dict[str, Any]:
 # ---- Two checkpoints
 
 
-def _audit_checkpoints(audit_flags: AuditFlags) -> "Report":
+def _audit_checkpoints(flags: Mapping[str, Any], audit_flags: AuditFlags) -> "Report":
     """The audit of two checkpoints and the mask that is said to have trained."""
     if not audit_flags.before or not audit_flags.after or not audit_flags.mask:
         raise InputError(
@@ -197,15 +215,72 @@ def _audit_checkpoints(audit_flags: AuditFlags) -> "Report":
 
     before = _opened("before", audit_flags.before, audit_flags.before_fit)
     after = _opened("after", audit_flags.after, audit_flags.after_fit)
+    (before, after), notes = _of_one_naming(flags, (audit_flags.before, audit_flags.after), (before, after))
     try:
         report = audit.checkpoints(before, after, audit_flags.mask)
     except InputError as error:
-        raise InputError(f"--before={audit_flags.before}, --after={audit_flags.after}: {error}") from error
+        said = "".join(f"; {note}" for note in notes)
+        raise InputError(f"--before={audit_flags.before}, --after={audit_flags.after}: {error}{said}") from error
     names = [
         " ".join(filter(None, names))
         for names in ((audit_flags.before, audit_flags.before_fit), (audit_flags.after, audit_flags.after_fit))
     ]
-    return replace(report, subject=" to ".join(names))
+    return replace(report, subject=" to ".join(names), notes=(*notes, *report.notes))
+
+
+def _of_one_naming(
+    flags: Mapping[str, Any], places: Sequence[str], sides: Sequence[Any]
+) -> tuple[list[Any], list[str]]:
+    """(the leaves before and after, notes): those of a file by the rules of its card where more have one name so.
+
+    What such rules drop, and the other side has not, is no leaf of the network, and left out. Raises InputError as
+    `sources.load_weights` does.
+    """
+    read = [_by_card(place, side) for place, side in zip(places, sides, strict=True)]
+    kept = [
+        [name for name in side if name in other or name not in dropped]
+        for side, other, (_, dropped) in zip(sides, reversed(sides), read, strict=True)
+    ]
+    choices = list(zip(kept, (leaves or names for names, (leaves, _) in zip(kept, read, strict=True)), strict=True))
+    before, after = max(
+        ((before, after) for before in choices[0] for after in choices[1]),
+        key=lambda names: len(set(names[0]) & set(names[1])),
+    )
+    result: list[Any] = []
+    notes: list[str] = []
+    for name, place, side, names, chosen in zip(("before", "after"), places, sides, kept, (before, after), strict=True):
+        left_out = [leaf for leaf in side if leaf not in names]
+        if chosen is not names:
+            result.append(_read_by_card(flags, name, place))
+            notes.append(f"'{place}' is read by the rules of its card, so that its leaves have the paths of its model")
+        elif left_out:
+            result.append({leaf: side[leaf] for leaf in names})
+            notes.append(f"the card of '{place}' drops {paths.some(left_out)}: nothing is claimed of that")
+        else:
+            result.append(side)
+    return result, notes
+
+
+def _by_card(place: str, arrays: Any) -> tuple[list[str], tuple[str, ...]]:
+    """(paths of the leaves, names of what is dropped) by the rules of the card of a file of weights; nothing where it
+    has no card, and where that has no rules, or none that fit."""
+    if not sources.is_weights_file(place):
+        return [], ()
+    try:
+        rules = sources.read_rules(Settings(), sources.weights_card(Path(place)), Path(place))
+        moves, dropped = weights.moves(arrays, rules)
+    except InputError:
+        return [], ()
+    return ([path for move in moves for path in move.leaves] if rules else []), dropped
+
+
+def _read_by_card(flags: Mapping[str, Any], name: str, place: str) -> dict[str, Any]:
+    """The leaves of a file of weights by the rules of its card."""
+    try:
+        flat, source, _, _ = sources.load_weights(flags, place, None)
+    except InputError as error:
+        raise command_line.flag_renamed(error, "checkpoint", name) from error
+    return {path: leaf for path, leaf in flat.items() if path in source.names or not source.headless}
 
 
 def _opened(name: str, place: str, fit: str | None) -> Any:

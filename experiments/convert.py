@@ -9,7 +9,7 @@ The file (.pth, .pt or .bin, in both forms that PyTorch wrote; .npz and .safeten
 installed package: its name, or PACKAGE/FILE. Names, layouts and types of the arrays stay as they are; rules bring them
 to a model's (--rules says in the card by which). Nothing in the file is run, and a file with code in it is refused.
 
-Beside the output FILE.safetensors.json, its card, says what it is of (experiments/runs/sources.py), and which file of
+Beside the output FILE.safetensors.json, its card, says what it is of (tljax/weights/README.md), and which file of
 which package it was, with its SHA-256 and licence. Where --task, --classes and --shape are left out, write them into
 the card before the weights are a source.
 """

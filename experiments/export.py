@@ -3,7 +3,7 @@
     python -m experiments.export --checkpoint=runs/mnist_10k --output=mnist.safetensors
 
 The parameters of a trained fit in one file of named arrays ("hidden_0/kernel"), and beside it FILE.safetensors.json,
-the card that describes them (experiments/runs/sources.py): a source for experiments.transfer, and a fit for
+the card that describes them (tljax/weights/README.md): a source for experiments.transfer, and a fit for
 experiments.predict. What a strategy added to the model is merged into its ordinary parameters. With `--rules=vit_hf`
 the arrays have the names and layout that those rules read (`tljax.weights.rules`), so that the library reads them.
 

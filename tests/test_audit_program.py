@@ -1,5 +1,6 @@
 """`experiments.audit`: a step or two checkpoints in, a table and a page out, one line for bad input."""
 
+import json
 import re
 
 import numpy as np
@@ -70,6 +71,57 @@ def test_a_mask_of_a_run_and_what_is_not_decided(folder, capsys):
     assert (
         code == 0 and re.search(r"not decided +trains +new +is new", out) and "missing after: 'block_0/kernel'" in out
     )
+
+
+def test_a_frozen_leaf_that_cannot_be_decided_ends_it_with_1_unless_it_is_accepted(folder, capsys):
+    """The same numbers elsewhere than they were, or none: nobody has proved that they stayed."""
+    np.savez("other.npz", **{("trunk" if name == "block_1/kernel" else name): array for name, array in AFTER.items()})
+    np.savez("moved_away.npz", **{**np.load("other.npz"), "trunk": np.ones((4, 4), np.float32)})
+    np.savez("rounded.npz", **AFTER | {"block_1/kernel": AFTER["block_1/kernel"].astype(np.float16)})
+    assert ran(capsys, "--before=before.npz", "--after=other.npz", "--mask=head/**")[0] == 0  # a new name alone
+    for after in ("moved_away", "rounded"):
+        arguments = ("--before=before.npz", f"--after={after}.npz", "--mask=head/**")
+        code, out, err = ran(capsys, *arguments)
+        assert code == 1 and " 0 refuted" in out and err.count("\n") == 1
+        assert "'block_1/kernel', frozen, is not decided: " in err and "accept it by --undecided='" in err
+        accepted = "--undecided=block_1/*" + ("+trunk" if after == "moved_away" else "")
+        assert ran(capsys, *arguments, accepted)[0] == 0
+    code, _, err = ran(capsys, *arguments, "--undecided=blok_1/*")
+    assert code == 1 and "--undecided=blok_1/* matches no leaf" in err
+
+
+RULES = ["b*.{w,v}:transpose:to=hidden_*/{kernel,bias}", "out.w:transpose:to=head/kernel", "out.v:to=head/bias"]
+CARD = {
+    **{"task": "mnist", "classes": ["0", "1"], "shape": [2, 3, 1], "rename": [*RULES, "count:drop"]},
+    "model": {"model": "mlp", "hidden": [4], "activation": "relu"},
+}
+
+
+def test_files_of_other_names_are_read_by_the_rules_of_their_cards(folder, capsys):
+    shapes = {"b0.w": (4, 6), "b0.v": (4,), "out.w": (2, 4), "out.v": (2,), "count": (3,)}
+    mine = {name: DRAW.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    trained = mine | {"out.w": DRAW.normal(size=(2, 4)).astype(np.float32), "out.v": np.ones(2, np.float32)}
+    names = {"b0.w": "hidden_0/kernel", "b0.v": "hidden_0/bias", "out.w": "head/kernel", "out.v": "head/bias"}
+
+    def write(name, arrays, card):
+        np.savez(name, **arrays)
+        (folder / f"{name}.json").write_text(json.dumps(card))
+
+    write("mine.npz", mine, CARD)
+    for name, changes, expected in (("kept", {}, 0), ("moved", {"b0.w": mine["b0.w"] + 1}, 1)):
+        leaves = {path: (trained | changes)[name].T for name, path in names.items()}
+        write(f"{name}.npz", leaves, {key: value for key, value in CARD.items() if key != "rename"})
+        code, out, err = ran(capsys, "--before=mine.npz", f"--after={name}.npz", "--mask=head/**")
+        assert code == expected and f"{4 - expected} proved, {expected} refuted, 0 not decided" in out
+        assert "note: 'mine.npz' is read by the rules of its card" in out
+        assert ("'hidden_0/kernel', frozen, is refuted" in err) == bool(expected)
+        again = {key: array for key, array in (trained | changes).items() if key != "count"}
+        write("again.npz", again, CARD | {"rename": RULES})
+        code, out, _ = ran(capsys, "--before=mine.npz", "--after=again.npz", "--mask=out.*")
+        assert (
+            code == expected and f"{4 - expected} proved, {expected} refuted, 0 not decided" in out
+        )  # by its own names
+        assert "the card of 'mine.npz' drops 'count': nothing is claimed of that" in out
 
 
 @pytest.mark.parametrize(

@@ -211,10 +211,7 @@ def prepare(
     shape = example_shape(target)
     if source and shape != source.shape:
         shapes = f"{sources.shown_shape(shape)}, the source {sources.shown_shape(source.shape)}"
-        remedy = (
-            "; leave out --image_shape, or export the source, write this shape into the file's card, and bring a ViT's "
-            "positions to it by --source_rename=embedding/position:resize"
-        )
+        remedy = f"; leave out --image_shape, or {sources.positions_remedy(settings.source_checkpoint, source)}"
         raise InputError(
             f"target '{target.name}' has shape {shapes}: features must agree{remedy if settings.image_shape else ''}"
         )

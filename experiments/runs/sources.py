@@ -19,7 +19,7 @@ import math
 import os.path
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from tljax.study import results, units
 from tljax.study.results import Result
 from tljax.study.units import ACCURACY
 from tljax.types import InputError, Metric, Model, Params, Task
-from tljax.weights import delta
+from tljax.weights import delta, pytorch
 
 
 class Trained(NamedTuple):
@@ -80,6 +80,8 @@ class Source(NamedTuple):
     """How images of another aspect were brought to its shape."""
     headless: bool = False
     """Whether it has no head of its own, but zeros in its place."""
+    resizes: bool = False
+    """Whether a rule brings its positions to the grid of its shape."""
 
 
 def from_checkpoint(settings: Settings, stand_ins: Mapping[int, int] | None = None, *, trains: bool = True) -> Source:
@@ -209,6 +211,28 @@ def _from_run(
     )
 
 
+def positions_remedy(place: str | None, source: Source) -> str:
+    """How a source is brought to images of another size: its card's shape, and a rule for its positions if it has any.
+
+    >>> mine = Source("mnist", ("0", "1"), (28, 28, 1), {}, "", False, names={"embedding/position": "pos: reshape"})
+    >>> positions_remedy("mine.npz", mine)
+    "write this shape into the file's card, and end the rule of 'pos' with `resize`"
+    """
+    if not is_weights_file(place):
+        return (
+            "export the source, write this shape into the file's card, and bring a ViT's positions to it by "
+            "--source_rename=embedding/position:resize"
+        )
+    write = "write this shape into the file's card"
+    path = next((path for path in source.names if path.endswith("/position")), "")
+    array, _, steps = source.names.get(path, "").partition(": ")
+    if not path or source.resizes:
+        return write
+    if array == path and not steps:
+        return f"{write}, and bring its positions to it by --source_rename={path}:resize"
+    return f"{write}, and end the rule of '{array}' with `resize`"
+
+
 def shown_shape(shape: models.Shape) -> str:
     """The inputs of one example in words.
 
@@ -305,6 +329,12 @@ _FIT: fields.Form = {
 
 def _read_about(place: Path) -> dict[str, Any]:
     """What a checkpoint says of itself; raises InputError where that is not what a source says."""
+    if place.is_file():
+        remedy = "give a run directory, a checkpoint in it, or a .safetensors or .npz file"
+        if place.suffix in pytorch.SUFFIXES:
+            made = place.with_suffix(".safetensors")
+            remedy = f"convert it first: python -m experiments.convert {place} --output={made}"
+        raise InputError(f"'{place}' is a file, and no tljax checkpoint: {remedy}")
     about = checkpoint.about(place)
     if fault := fields.fault(about, _ABOUT):
         raise InputError(f"checkpoint '{place}' does not say enough ({fault}): give one that experiments.pretrain left")
@@ -549,6 +579,11 @@ _CARD: Mapping[str, tuple[type, type | None]] = {
 """What a card may say: its type, and that of what is in it."""
 NEEDED = ("task", "classes", "shape")
 """What a card must say."""
+_EXAMPLE = (
+    '{"task": "imagenet", "classes": ["cat", "dog"], "shape": [224, 224, 3], "model": {"model": "vit:size=S"}, '
+    '"rules": "vit_timm"}'
+)
+"""A card, as messages write it; "model" and "rules" may be flags."""
 
 
 def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
@@ -565,7 +600,10 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
     rules = read_rules(settings, card, file)
     kind, shape, outputs = _described(card)
     model = settings.build_model(outputs)
-    like = models.abstract(model, shape)
+    try:
+        like = models.abstract(model, shape)
+    except InputError as error:
+        raise (_channels_first(file, shape, error) or error) from error
     if difference:
         _require_shapes_of_card(settings, card["model"], outputs, like, shape)
     try:
@@ -588,11 +626,17 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         flat |= {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in missing.items()}
         flat = _with_state(settings, flat, like, model, shape, f"--source_checkpoint={file}", trains)
     except InputError as error:
+        if refusal := _channels_first(file, shape, error):
+            raise refusal from error
         if ("model" not in card or not rules) and (advice := _unnamed_model(settings, rules, file)):
             raise InputError(f"--source_checkpoint={file}: {advice}") from error
         text = str(error) if str(file) in str(error) else f"--source_checkpoint={file}: {error}"
-        text += _size_of_file(settings, rules, file, like)
+        text += _size_of_file(settings, rules, file, like, shape)
         raise _refusal_of_model(settings, card.get("model", settings.architecture()), InputError(text)) from error
+    resizes = any(step.kind == "resize" for move in moves for step in move.steps)
+    moves, changes = weights.changes(arrays, moves, held, shape if isinstance(shape, tuple) else ())
+    for line in changes:
+        console.say(f"{file.name}: {line}")
     _say_other_heads(settings, file, like)
     name = settings.source_rules or card.get("rules", "")
     if name and "pixels=" not in settings.model and (comment := weights.pixels(name)):
@@ -616,6 +660,7 @@ def _from_weights_file(settings: Settings, trains: bool = True) -> Source:
         outputs=outputs,
         resize=card.get("resize", "squash"),
         headless=card.get("head") is False,
+        resizes=resizes,
     )
 
 
@@ -628,8 +673,21 @@ def file_digest(file: Path) -> str:
         raise InputError(f"'{file}' cannot be read ({error.strerror})") from error
 
 
-def _size_of_file(settings: Settings, rules: Sequence[weights.Rule], file: Path, like: Params) -> str:
-    """The end of a refusal: how the model is built that a file is of, where its leaves have other shapes or names."""
+def _channels_first(file: Path, shape: models.Shape, error: InputError) -> InputError | None:
+    """What is said of a card whose shape is [channels, height, width]; None of one whose is not."""
+    if not isinstance(shape, tuple) or len(shape) != 3 or shape[0] not in (1, 3) or shape[2] in (1, 3):
+        return None
+    wanted = [*shape[1:], shape[0]]
+    return InputError(f"the card of '{file}': the shape {list(shape)} is channels first: write {wanted} ({error})")
+
+
+def _size_of_file(
+    settings: Settings, rules: Sequence[weights.Rule], file: Path, like: Params, shape: models.Shape
+) -> str:
+    """The end of a refusal: how the model is built that a file is of, where its leaves have other shapes or names.
+
+    It is the model as it is given, with what differs alone.
+    """
     try:
         shapes = weights.outline(weights.read(file), rules)
     except InputError:
@@ -647,7 +705,69 @@ def _size_of_file(settings: Settings, rules: Sequence[weights.Rule], file: Path,
         else shape
         for path, shape in here.items()
     }
-    return f"; the file is of --model={size}" if size and size != models.size(settings.model, alike) else ""
+    given = models.size(settings.model, alike)
+    if not size or size == given:
+        return ""
+    (built, images), (built_here, images_here) = _parted(size), _parted(given)
+    if heads := _heads_of_config(file):
+        built = built.replace("heads=?", f"heads={heads}")
+    model = _with_what_differs(settings, built, built_here, shapes, shape)
+    if not model:
+        return f"; the file is of --model={size}"
+    of_images = images if images != images_here else ""
+    if model == settings.model:
+        return f"; the file is of {of_images}: `resize` in a rule brings its positions to others" if of_images else ""
+    unknown = [f":{name}=?" for name, value in plugins.parse(built).options.items() if value == "?"]
+    unknown = [text for text in unknown if text[:-1] not in model]
+    why = f" ({size.partition(' (')[2]}" if unknown and " (" in size else ""
+    return f"; the file is of --model={model}{''.join(unknown)}" + (f", {of_images}" if of_images else "") + why
+
+
+def _parted(size: str) -> tuple[str, str]:
+    """(model, images of that size) of what the `size` of a model's file says; '' where it says no images.
+
+    >>> _parted("vit:size=B:patch=16:heads=?, images of 32 x 32 (how many heads is not in the file)")
+    ('vit:size=B:patch=16:heads=?', 'images of 32 x 32')
+    """
+    model, _, images = size.partition(" (")[0].partition(", ")
+    return model, images
+
+
+def _with_what_differs(
+    settings: Settings, built: str, built_here: str, shapes: Mapping[str, tuple[int | None, ...]], shape: models.Shape
+) -> str:
+    """The model of the settings, with those options changed in which that of a file, `built`, is not as `built_here`;
+    '' where it has not the file's shapes even so, as where its heads do not divide the file's width."""
+    given, theirs, ours = plugins.parse(settings.model), plugins.parse(built).options, plugins.parse(built_here).options
+    differ = {name for name in {*theirs, *ours} if theirs.get(name) not in (ours.get(name), "?")}
+    unsaid = given.options.keys() - theirs.keys() - ours.keys()  # an mlp of 4 widths, say, which another width has not
+    for left_out in ((), *((name,) for name in sorted(unsaid))):
+        changed = {name: theirs.get(name, "") if name in differ else value for name, value in given.options.items()}
+        changed |= {name: theirs[name] for name in theirs if name in differ}
+        options = [f"{name}={value}" for name, value in changed.items() if value and name not in left_out]
+        text = ":".join([plugins.quoted(given.name), *given.words, *options])
+        if _is_of_shapes(settings, text, shapes, shape):
+            return text
+    return ""
+
+
+def _is_of_shapes(
+    settings: Settings, model: str, shapes: Mapping[str, tuple[int | None, ...]], shape: models.Shape
+) -> bool:
+    """Whether the leaves of a model but its head and its positions have these shapes, as far as both are known."""
+    try:
+        built = replace(settings, model=model).build_model(2)
+        leaves = {path: np.shape(leaf) for path, leaf in paths.items(models.abstract(built, shape))}
+    except InputError:
+        return False
+    head = models.names(built)[-1]
+    for path in leaves.keys() & shapes.keys():
+        pairs = list(zip(leaves[path], shapes[path], strict=False))
+        if path.startswith(f"{head}/") or path.endswith("/position"):
+            continue
+        if len(leaves[path]) != len(shapes[path]) or any(b not in (None, a) for a, b in pairs):
+            return False
+    return True
 
 
 def _heads_of_config(file: Path) -> int | None:
@@ -729,10 +849,7 @@ def _card_of_folder(file: Path, place: Path, aloud: bool) -> dict[str, Any]:
     record = _card_of_config(config, str(file), aloud)
     if missing := [name for name in NEEDED if name not in record]:
         lacks = f"does not say {', '.join(missing)} of '{file}'" if config.is_file() else "is not there"
-        raise InputError(
-            f"'{config}' {lacks}: write '{place}', such "
-            'as {"task": "imagenet", "classes": ["cat", "dog"], "shape": [224, 224, 3]}'
-        )
+        raise InputError(f"'{config}' {lacks}: write '{place}', such as {_EXAMPLE}")
     _check_card(place, record)
     if not aloud:
         return record
@@ -796,8 +913,7 @@ def _read_card_of_weights(file: Path, place: Path) -> dict[str, Any]:
     if file.exists() and not file.is_file():  # a pipe would be waited for
         raise InputError(f"--source_checkpoint={file} is no file: give the path of a file of weights")
     if file.is_file() and not place.is_file():
-        example = '{"task": "mnist", "classes": ["0", "1"], "shape": [28, 28, 1]}'
-        raise InputError(f"'{place}' does not exist: write there what the weights are of, such as {example}")
+        raise InputError(f"'{place}' does not exist: write there what the weights are of, such as {_EXAMPLE}")
     try:
         if place.exists() and not place.is_file():  # a pipe would be waited for
             raise ValueError("it is no file")
@@ -834,13 +950,13 @@ def _check_card(place: Path, card: Mapping[str, Any]) -> None:
         good = isinstance(value, kind) or (kind is float and type(value) is int)
         may_be_empty = name == "classes" and (card.get("kind", "classes") != "classes" or card.get("head") is False)
         if not good or (within and (not (value or may_be_empty) or not all(type(part) is within for part in value))):
-            raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see experiments/runs/sources.py")
+            raise InputError(f"'{place}': '{name}' is {json.dumps(value)[:60]}: see tljax/weights/README.md, The card")
     for name in card.get("model", {}):
         if name not in ("model", "hidden", "activation", "code"):
             known = plugins.nearest(name, ("model", "hidden", "activation"))
             raise InputError(f"'{place}': 'model' says '{name}', which no card's does{known}")
     if fault := fields.fault(card.get("model", {}), MODEL, "model"):
-        raise InputError(f"'{place}': {fault}: see experiments/runs/sources.py")
+        raise InputError(f"'{place}': {fault}: see tljax/weights/README.md, The card")
     least = 2 if card.get("kind", "classes") == "classes" and card.get("head") is not False else 0
     if card.get("head") is False and card["classes"]:
         raise InputError(f"'{place}' says head: false, and has classes: they are the head's, so leave one of them out")

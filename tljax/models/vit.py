@@ -225,9 +225,12 @@ def size(shapes: Mapping[str, tuple[int | None, ...]]) -> str:
     hidden = shapes.get("block_0/mlp/expand/kernel", (None,))[-1]
     text += f":mlp={hidden}" if hidden and hidden != 4 * width else ""
     text += f":patch={side}"
-    has_token = "embedding/class_token" in shapes
-    text += "" if has_token else ":pool=mean"
     tokens = shapes.get("embedding/position", (None,))[0]
+    # Positions of a square and one more are of a class token, which rules may not lead to its leaf.
+    has_token = "embedding/class_token" in shapes or (
+        tokens is not None and math.isqrt(tokens) ** 2 != tokens and math.isqrt(tokens - 1) ** 2 == tokens - 1
+    )
+    text += "" if has_token else ":pool=mean"
     rows = math.isqrt(tokens - has_token) if tokens else 0
     square = tokens is not None and rows > 0 and rows**2 == tokens - has_token
     query = shapes.get("block_0/attention/query/kernel") or ()

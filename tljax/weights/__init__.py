@@ -2,7 +2,7 @@
 rules (`rules`)."""
 
 from tljax.weights.files import HUB, INDEX, SUFFIXES, is_place, located, read, write
-from tljax.weights.layouts import Move, exported, grafted, moves, outline, without_inverse
+from tljax.weights.layouts import Move, changes, exported, grafted, moves, outline, without_inverse
 from tljax.weights.rules import Rule, comments, names, pixels, read_rules, rule, rules_of
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "SUFFIXES",
     "Move",
     "Rule",
+    "changes",
     "comments",
     "exported",
     "grafted",

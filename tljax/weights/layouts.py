@@ -249,6 +249,55 @@ def grafted(
     return jax.tree.unflatten(jax.tree.structure(like), [values[path] for path in leaves])
 
 
+@_in_short
+def changes(
+    arrays: Mapping[str, np.ndarray], every: Iterable[Move], like: Params, image: tuple[int, ...] = ()
+) -> tuple[tuple[Move, ...], tuple[str, ...]]:
+    """(the moves without the `resize`, `channels` and `cast` that change nothing, a line for each position and kernel
+    that is brought to another size), of moves that `grafted` takes.
+
+    >>> from tljax.weights.rules import rule
+    >>> rules, like = [rule("pos:resize:cast:to=at/position")], {"at": {"position": np.zeros((9, 2), np.float32)}}
+    >>> arrays = {"pos": np.zeros((4, 2), np.float32)}
+    >>> changed, said = changes(arrays, moves(arrays, rules)[0], like)
+    >>> changed[0].shown, said
+    ('pos: resize', ('pos: positions of a grid of 2x2 become 3x3',))
+    """
+    leaves = dict(paths.items(like))
+    shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
+    result: list[Move] = []
+    said: list[str] = []
+    for move in every:
+        shape, names = shapes[move.leaves[0]], " + ".join(move.names)
+        size = sum(np.size(arrays[name]) for name in move.names)
+        steps = []
+        for step in move.steps:
+            if step.kind == "resize":
+                old, new = _grids(step, size // shape[-1], shape[0], grid_of(move.leaves[0], shapes, image))
+                said += [f"{names}: positions of a grid of {old} become {new}"] if old != new else []
+                steps += [step] if old != new else []
+            elif step.kind == "channels":
+                new_count = shape[step.value]
+                old_count = size * new_count // math.prod(shape)
+                said += [f"{names}: {old_count} input channels become {new_count}"] if old_count != new_count else []
+                steps += [step] if old_count != new_count else []
+            else:
+                steps.append(step)
+        dtypes = {arrays[name].dtype for name in move.names}
+        casts = dtypes != {leaves[move.leaves[0]].dtype}
+        result.append(move._replace(steps=tuple(steps), cast=move.cast if casts else None))
+    return tuple(result), tuple(said)
+
+
+def _grids(step: Step, before: int, after: int, model_grid: tuple[int, int] | None) -> tuple[str, str]:
+    """The grids of so many tokens before and after a resize, as rules write them."""
+    _, grids = step.value
+    if not grids and before == after:
+        return "", ""
+    old = resize.grid(before, grids[0] if grids else None)
+    return resize.shown(old), resize.shown(resize.grid(after, grids[1] if len(grids) > 1 else model_grid))
+
+
 def grid_of(position: str, shapes: Mapping[str, tuple[int, ...]], image: tuple[int, ...]) -> tuple[int, int] | None:
     """(height, width) of the grid of patches that a leaf of positions [tokens, D] is of; None where it is not known.
 
@@ -310,10 +359,39 @@ def _require_all_placed(
         )
     near = plugins.closest(unfilled[0], arrays)
     array = f"; the nearest array is '{near}' {list(arrays[near].shape)}" if near else ""
-    raise InputError(
-        f"{leaves_have} no array in the file (the first is {list(shapes[unfilled[0]])}){array}{known}: it is of "
-        "another model; build that one"
-    )
+    where = f"{leaves_have} no array in the file (the first is {list(shapes[unfilled[0]])})"
+    if fault := _split_short(every, shapes, unfilled):
+        raise InputError(f"{where}: {fault}")
+    remedy = "it is of another model; build that one"
+    if {path.partition("/")[0] for path in unfilled} <= {path.partition("/")[0] for path in placed}:
+        lacked = "it" if len(unfilled) == 1 else "them"
+        remedy = (
+            f"the file lacks {lacked}, and has the other {len(shapes) - len(unfilled)}: save it again with all of its "
+            "arrays, or build the model that it is of"
+        )
+    raise InputError(f"{where}{array}{known}: {remedy}")
+
+
+def _split_short(every: Sequence[Move], shapes: Mapping[str, tuple[int, ...]], unfilled: Sequence[str]) -> str:
+    """Which rule splits an array into fewer leaves than the model has of that shape there; '' where none does."""
+    for move in every:
+        if len(move.leaves) < 2:
+            continue
+        parts = [leaf.split("/") for leaf in move.leaves]
+        pattern = [names[0] if len(set(names)) == 1 else None for names in zip(*parts, strict=False)]
+        beside = [
+            path
+            for path in unfilled
+            if shapes[path] == shapes.get(move.leaves[0])
+            and len(path.split("/")) == len(pattern)
+            and all(part in (None, name) for part, name in zip(pattern, path.split("/"), strict=True))
+        ]
+        if beside and move.rule:
+            return (
+                f"{move.rule.shown} splits '{move.names[0]}' into {len(parts)} leaves, and the model has "
+                f"{len(parts) + len(beside)}: name {paths.some(beside)} in it too"
+            )
+    return ""
 
 
 def _left_out(arrays: Mapping[str, Any], rules: Sequence[Rule], unfilled: Sequence[str]) -> str:
@@ -630,7 +708,7 @@ def _reshaped(array: np.ndarray, shape: Shape | None, after: Lengths) -> np.ndar
     rule = shown(shape)
     if len(shape.groups) != array.ndim or (after is not None and len(after) != len(shape.axes)):
         ranks = f"{len(shape.groups)} axes to {len(shape.axes)}"
-        raise _Misfit(f"`reshape={rule}` is of {ranks}: each axis of the array is one letter or bracket")
+        raise _Misfit(f"'reshape={rule}' is of {ranks}: each axis of the array is one letter or bracket")
     lengths: list[int] = []
     for group, whole in zip(shape.groups, array.shape, strict=True):
         parts = [int(shape.axes[i]) if shape.axes[i].isdecimal() else after[i] if after else None for i in group]
@@ -638,7 +716,7 @@ def _reshaped(array: np.ndarray, shape: Shape | None, after: Lengths) -> np.ndar
         known = math.prod(part for part in parts if part is not None)
         if unknown > 1 or (known and whole % known) or (not unknown and known != whole):
             sizes = "(" + " x ".join("?" if part is None else str(part) for part in parts) + ")"
-            raise _Misfit(f"`reshape={rule}` makes {sizes} of an axis of length {whole}: the model has another width")
+            raise _Misfit(f"'reshape={rule}' makes {sizes} of an axis of length {whole}: the model has another width")
         lengths += [whole // known if part is None else part for part in parts]
     return array.reshape(lengths)
 

@@ -10,6 +10,7 @@ blocks.*.qkv:split:to=block_*/{query,key,value}   one array cut into several lea
 {token,grid}:join:to=embedding/position           several arrays joined to one leaf, along axis 0 or `join=1`
 q.weight:to=query/kernel:transpose:reshape=D+(heads+d)   one axis becomes two: those that were one stand in brackets
 pos_embed:to=position:reshape=()+n+D              an axis of length 1 is left out
+cls:to=class_token:reshape=(1+D)                  an axis of length 1 is added: [D] to [1, D]
 out.weight:to=kernel:reshape=768+12+64            the new shape in numbers; without `=` it is that of the leaf
 pos_embed:to=position:resize                      learned positions for the grid of the model (`tljax.weights.resize`)
 patch.weight:to=patch/kernel:channels             a convolution's kernel for another number of input channels
