@@ -92,23 +92,14 @@ def _failures(report: "Report", at_least: Any, leaks: bool, undecided: str | Non
     matches no glob of `undecided`, not decided; those last. Optimizer state of what is frozen costs memory, and moves
     nothing. Raises InputError for a glob that matches nothing.
     """
-    from tljax.audit.report import CLAIMS, broken
+    from tljax.audit.report import CLAIMS, broken, unaccepted
 
-    patterns = undecided.split("+") if undecided else []
-    named = list(dict.fromkeys(finding.path for finding in report.findings))
-    for pattern in patterns:
-        if not any(map(paths.glob(pattern), named)):
-            raise InputError(f"--undecided={pattern} matches no leaf: the leaves are {paths.some(named)}")
-    accepts = [paths.glob(pattern) for pattern in patterns]
     claims = [claim for claim in CLAIMS if claim != "state" and not (leaks and claim == "unseen")]
     against = broken(report, claims, at_least)
-    open_ones = [
-        finding
-        for finding in against
-        if finding.verdict == "not decided" and finding.claim in ("frozen", "off")
-        if not any(accept(finding.path) for accept in accepts)
-    ]
-    return [finding for finding in against if finding.verdict != "not decided"] + open_ones
+    patterns = undecided.split("+") if undecided else []
+    left = unaccepted(report, against, patterns, "--undecided={}")
+    left_open = [each for each in left if each.verdict == "not decided" and each.claim in ("frozen", "off")]
+    return [finding for finding in against if finding.verdict != "not decided"] + left_open
 
 
 def _folder(output: str) -> Path:
@@ -219,8 +210,8 @@ def _audit_checkpoints(flags: Mapping[str, Any], audit_flags: AuditFlags) -> "Re
     try:
         report = audit.checkpoints(before, after, audit_flags.mask)
     except InputError as error:
-        said = "".join(f"; {note}" for note in notes)
-        raise InputError(f"--before={audit_flags.before}, --after={audit_flags.after}: {error}{said}") from error
+        of_notes = "".join(f"; {note}" for note in notes)
+        raise InputError(f"--before={audit_flags.before}, --after={audit_flags.after}: {error}{of_notes}") from error
     names = [
         " ".join(filter(None, names))
         for names in ((audit_flags.before, audit_flags.before_fit), (audit_flags.after, audit_flags.after_fit))

@@ -16,6 +16,7 @@ from experiments.runs import console, directory, strategy_cards
 from experiments.runs.console import Cell, Table
 from experiments.runs.strategy_cards import ANCHOR, BESIDE, Arm, OnTransfer
 from tljax.audit.lines import Check
+from tljax.study import units
 from tljax.study.verdicts import Comparison
 
 NAME = "card.html"
@@ -347,7 +348,7 @@ def write(folder: Path, contents: Contents) -> dict[str, Any]:
     lines = notes(record, contents)
     half = "explore" if contents.explore else "confirm"
     transfers = record["transfers"].values()
-    margins = dict.fromkeys(f"{each['margin']:g} {'point' if each['margin'] == 1 else 'points'}" for each in transfers)
+    margins = dict.fromkeys(units.amount(each["margin"], "points") for each in transfers)
     shifts = dict.fromkeys(f"of {each['title']} {each['shift_to']}" for each in transfers if each["shift_to"])
     words = {
         "level": 100 * record["level"],

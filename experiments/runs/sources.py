@@ -332,8 +332,8 @@ def _read_about(place: Path) -> dict[str, Any]:
     if place.is_file():
         remedy = "give a run directory, a checkpoint in it, or a .safetensors or .npz file"
         if place.suffix in pytorch.SUFFIXES:
-            made = place.with_suffix(".safetensors")
-            remedy = f"convert it first: python -m experiments.convert {place} --output={made}"
+            output = place.with_suffix(".safetensors")
+            remedy = f"convert it first: python -m experiments.convert {place} --output={output}"
         raise InputError(f"'{place}' is a file, and no tljax checkpoint: {remedy}")
     about = checkpoint.about(place)
     if fault := fields.fault(about, _ABOUT):
@@ -705,10 +705,10 @@ def _size_of_file(
         else shape
         for path, shape in here.items()
     }
-    given = models.size(settings.model, alike)
-    if not size or size == given:
+    size_here = models.size(settings.model, alike)
+    if not size or size == size_here:
         return ""
-    (built, images), (built_here, images_here) = _parted(size), _parted(given)
+    (built, images), (built_here, images_here) = _parted(size), _parted(size_here)
     if heads := _heads_of_config(file):
         built = built.replace("heads=?", f"heads={heads}")
     model = _with_what_differs(settings, built, built_here, shapes, shape)
@@ -738,14 +738,14 @@ def _with_what_differs(
 ) -> str:
     """The model of the settings, with those options changed in which that of a file, `built`, is not as `built_here`;
     '' where it has not the file's shapes even so, as where its heads do not divide the file's width."""
-    given, theirs, ours = plugins.parse(settings.model), plugins.parse(built).options, plugins.parse(built_here).options
+    here, theirs, ours = plugins.parse(settings.model), plugins.parse(built).options, plugins.parse(built_here).options
     differ = {name for name in {*theirs, *ours} if theirs.get(name) not in (ours.get(name), "?")}
-    unsaid = given.options.keys() - theirs.keys() - ours.keys()  # an mlp of 4 widths, say, which another width has not
+    unsaid = here.options.keys() - theirs.keys() - ours.keys()  # an mlp of 4 widths, say, which another width has not
     for left_out in ((), *((name,) for name in sorted(unsaid))):
-        changed = {name: theirs.get(name, "") if name in differ else value for name, value in given.options.items()}
+        changed = {name: theirs.get(name, "") if name in differ else value for name, value in here.options.items()}
         changed |= {name: theirs[name] for name in theirs if name in differ}
         options = [f"{name}={value}" for name, value in changed.items() if value and name not in left_out]
-        text = ":".join([plugins.quoted(given.name), *given.words, *options])
+        text = ":".join([plugins.quoted(here.name), *here.words, *options])
         if _is_of_shapes(settings, text, shapes, shape):
             return text
     return ""

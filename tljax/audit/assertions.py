@@ -15,7 +15,7 @@ import numpy as np
 
 from tljax import paths
 from tljax.audit import restores, steps
-from tljax.audit.report import GRADES, Claim, Finding, Grade, Report, broken
+from tljax.audit.report import GRADES, Claim, Finding, Grade, Report, broken, unaccepted
 from tljax.masks.leaf import canonical_leaf
 from tljax.types import InputError, Mask, MaskSchedule, Params
 
@@ -114,16 +114,7 @@ MOST_ROWS = 60
 def _require(report: Report, findings: Sequence[Finding], undecided: str | Iterable[str], what: str) -> Report:
     """The report. Raises AssertionError with the findings, but for those not decided whose paths are accepted."""
     patterns = [undecided] if isinstance(undecided, str) else list(undecided)
-    named = dict.fromkeys(finding.path for finding in report.findings)
-    for pattern in patterns:
-        if not any(map(paths.glob(pattern), named)):
-            raise InputError(f"`undecided={pattern}` matches no leaf: the leaves are {paths.some(list(named))}")
-    accepted = [paths.glob(pattern) for pattern in patterns]
-    findings = [
-        finding
-        for finding in findings
-        if finding.verdict != "not decided" or not any(accepts(finding.path) for accepts in accepted)
-    ]
+    findings = unaccepted(report, findings, patterns, "`undecided={}`")
     if not findings:
         return report
     shown = replace(report, findings=tuple(findings[:MOST_ROWS]))

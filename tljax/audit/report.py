@@ -1,8 +1,11 @@
 """What an audit says: a claim about each leaf, a verdict, and the line of the user's program that decides it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from tljax import paths
+from tljax.types import InputError
 
 Verdict = Literal["proved", "refuted", "not decided"]
 Grade = Literal["identical", "equal", "equal if finite", "changed"]
@@ -116,6 +119,27 @@ def broken(report: Report, claims: Iterable[Claim], at_least: Grade = "changed")
         elif finding.claim in claims and low:
             rows.append(replace(finding, detail=f"{finding.detail}; that is less than '{at_least}', as is asked for"))
     return tuple(rows)
+
+
+def unaccepted(report: Report, findings: Iterable[Finding], patterns: Sequence[str], shown: str) -> list[Finding]:
+    """The findings but those not decided whose paths match a glob; `shown` is a glob in a message, as "undecided={}".
+
+    Raises InputError for a glob that matches no leaf of the report.
+
+    >>> row = Finding("body", "frozen", "not decided", "a loop")
+    >>> unaccepted(Report("step", (row,)), [row], ["bo*"], "undecided={}")
+    []
+    """
+    named = list(dict.fromkeys(finding.path for finding in report.findings))
+    for pattern in patterns:
+        if not any(map(paths.glob(pattern), named)):
+            raise InputError(f"{shown.format(pattern)} matches no leaf: the leaves are {paths.some(named)}")
+    accepted = [paths.glob(pattern) for pattern in patterns]
+    return [
+        finding
+        for finding in findings
+        if finding.verdict != "not decided" or not any(accepts(finding.path) for accepts in accepted)
+    ]
 
 
 def _text(finding: Finding) -> str:

@@ -113,6 +113,15 @@ def of_differences(metric: Metric) -> str:
     return "points" if metric.unit == "%" else metric.unit
 
 
+def amount(value: float, unit: str) -> str:
+    """A number with its unit, which may be none.
+
+    >>> amount(1.0, "points"), amount(0.5, "points"), amount(0.01, "")
+    ('1 point', '0.5 points', '0.01')
+    """
+    return f"{value:g} {'point' if (value, unit) == (1, 'points') else unit}".rstrip()
+
+
 def headed(text: str, unit: str) -> str:
     """A heading with a unit in brackets.
 

@@ -730,8 +730,7 @@ def _of_one_metric(
             clauses.append(f"{meaning.format(base)} {listed(_named(each, with_words) for each in chosen)}")
     clauses += [f"not judged: {listed(names)} ({reason})" for reason, names in _lacking(members).items()]
     unit, margin = units.of_differences(metric), units.factor(metric) * members[0].margin
-    unit = "point" if (unit, margin) == ("points", 1) else unit
-    points = f"a margin of {' '.join(filter(None, (f'{margin:g}', unit)))}"
+    points = f"a margin of {units.amount(margin, unit)}"
     if metric != ACCURACY or several:
         points += f" of {units.spoken(metric)}"
     if not metric.larger_is_better:

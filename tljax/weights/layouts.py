@@ -259,14 +259,14 @@ def changes(
     >>> from tljax.weights.rules import rule
     >>> rules, like = [rule("pos:resize:cast:to=at/position")], {"at": {"position": np.zeros((9, 2), np.float32)}}
     >>> arrays = {"pos": np.zeros((4, 2), np.float32)}
-    >>> changed, said = changes(arrays, moves(arrays, rules)[0], like)
-    >>> changed[0].shown, said
+    >>> changed, lines = changes(arrays, moves(arrays, rules)[0], like)
+    >>> changed[0].shown, lines
     ('pos: resize', ('pos: positions of a grid of 2x2 become 3x3',))
     """
     leaves = dict(paths.items(like))
     shapes = {path: tuple(np.shape(leaf)) for path, leaf in leaves.items()}
     result: list[Move] = []
-    said: list[str] = []
+    lines: list[str] = []
     for move in every:
         shape, names = shapes[move.leaves[0]], " + ".join(move.names)
         size = sum(np.size(arrays[name]) for name in move.names)
@@ -274,19 +274,19 @@ def changes(
         for step in move.steps:
             if step.kind == "resize":
                 old, new = _grids(step, size // shape[-1], shape[0], grid_of(move.leaves[0], shapes, image))
-                said += [f"{names}: positions of a grid of {old} become {new}"] if old != new else []
+                lines += [f"{names}: positions of a grid of {old} become {new}"] if old != new else []
                 steps += [step] if old != new else []
             elif step.kind == "channels":
                 new_count = shape[step.value]
                 old_count = size * new_count // math.prod(shape)
-                said += [f"{names}: {old_count} input channels become {new_count}"] if old_count != new_count else []
+                lines += [f"{names}: {old_count} input channels become {new_count}"] if old_count != new_count else []
                 steps += [step] if old_count != new_count else []
             else:
                 steps.append(step)
         dtypes = {arrays[name].dtype for name in move.names}
         casts = dtypes != {leaves[move.leaves[0]].dtype}
         result.append(move._replace(steps=tuple(steps), cast=move.cast if casts else None))
-    return tuple(result), tuple(said)
+    return tuple(result), tuple(lines)
 
 
 def _grids(step: Step, before: int, after: int, model_grid: tuple[int, int] | None) -> tuple[str, str]:
