@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +13,10 @@ from experiments.card import CardFlags
 from experiments.pages import strategy_card as page
 from experiments.runs import confirmation, directory, strategy_cards
 from experiments.runs.strategy_cards import Arm, JudgedItems, Masks, OnTransfer, Reference, Transfer
+from experiments.strategy_cards import tail
+from tljax import models, paths, weights
 from tljax.audit.lines import Check
+from tljax.models import efficientnet_lite
 from tljax.study import statistics
 from tljax.types import InputError
 
@@ -233,6 +237,29 @@ def test_every_shipped_transfer_can_be_read_and_its_scores_are_of_its_flags():
             shapes = {each.target.shape for each in reference.arms.values()}
             assert len(shapes) == 1 and shapes.pop()[0] == len(transfer.flags["seeds"])
     assert size <= 2e6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["efficientnet_lite", "efficientnet_lite_pytorch"])
+def test_the_tail_above_a_file_s_bottom_is_the_whole_network(layout, tmp_path):
+    whole = efficientnet_lite.model(1000, momentum=0.9)
+    params = jax.tree.map(np.asarray, models.init(whole, jax.random.key(0), (64, 64, 3)))
+    arrays = weights.exported(dict(paths.items(params)), weights.read_rules(layout))
+    weights.write(tmp_path / "lite.safetensors", arrays)
+    short = models.build(
+        f"experiments.strategy_cards.tail:model:bottom={tmp_path}/lite.safetensors", 1000, hidden=(), activation="relu"
+    )
+    assert models.names(short) == ("bottom", *tail.TAIL) == ("bottom", *models.names(whole)[-4:])
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    of_tail = {"bottom": {}, **{name: params[name] for name in tail.TAIL}}
+    wanted = models.apply(whole, params, images)
+    assert np.allclose(models.apply(short, of_tail, images), wanted, rtol=1e-5, atol=1e-5) and np.ptp(wanted) > 0.1
+
+
+def test_a_bottom_in_no_known_layout_is_refused_with_what_to_do(tmp_path):
+    np.savez(tmp_path / "other.npz", kernel=np.ones(3, np.float32))
+    with pytest.raises(InputError, match=r"other.npz' is not of EfficientNet-Lite in a layout that tljax knows"):
+        tail.model(6, bottom=str(tmp_path / "other.npz"))
 
 
 # ---- A tiny version, end to end

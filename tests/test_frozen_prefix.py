@@ -13,7 +13,7 @@ from tljax.data import draw
 from tljax.models.linen import stage
 from tljax.train import features
 from tljax.train.step import frozen_prefix
-from tljax.types import Stage
+from tljax.types import InputError, Stage
 
 RNG = np.random.default_rng(0)
 IMAGES = jnp.asarray(RNG.integers(0, 256, (60, 6, 6, 1)).astype(np.uint8))
@@ -76,6 +76,41 @@ def test_the_lead_ends_with_the_last_frozen_stage_that_has_parameters():
     assert frozen_prefix(model, head(params)) == ("in", "hidden_0", "between", "hidden_1")
     assert frozen_prefix(model, masks.under(params, ["hidden_1", "head"])) == ("in", "hidden_0")
     assert frozen_prefix(model, everything(params)) == ()
+
+
+def test_a_fixed_stage_is_computed_once_whatever_trains():
+    """A network that is closed over gives what a frozen stage of the same numbers does."""
+    params = params_of(MLP)
+
+    def below(none, x, key=None):
+        return MLP[0].apply(params["hidden_0"], {}, x, key=None, train=False, weight=None)[0]
+
+    model = (Stage("below", lambda key, x: {}, below, fixed=True), *MLP[1:])
+    start = {"below": {}, "hidden_1": params["hidden_1"], "head": params["head"]}
+    assert frozen_prefix(model, everything(start)) == ("below",)
+    assert frozen_prefix(model, head(start)) == ("below", "hidden_1")
+    cache, messages = train.FeatureCache(10**8), []
+    fits = [fit(start, ((0, everything(start)),), seed) for seed in range(2)]
+    cached, losses = fitted(model, fits, cache, messages=messages)
+    plain, expected = fitted(model, fits, None)
+    upper = masks.under(params, ["hidden_1", "head"])
+    by_mask, of_mask = fitted(MLP, [fit(params, ((0, upper),), seed) for seed in range(2)], None)
+    np.testing.assert_allclose(losses, expected, rtol=2e-5)
+    np.testing.assert_allclose(losses, of_mask, rtol=2e-5)
+    assert_close(cached, plain)
+    assert_close(cached, [{"below": {}, **{name: each[name] for name in ("hidden_1", "head")}} for each in by_mask])
+    assert len(cache.arrays) == 1 and "below is frozen: features of 60 examples are computed once" in messages[1]
+
+
+def test_a_fixed_stage_has_no_parameters(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import jax.numpy as jnp\nfrom tljax.types import Stage\n"
+        "def model(classes):\n"
+        "    head = lambda key, x: {'w': jnp.ones((x.shape[1], classes))}\n"
+        "    return (Stage('head', head, lambda params, x, *, key=None: x @ params['w'], fixed=True),)\n"
+    )
+    with pytest.raises(InputError, match="stage 'head' is `fixed` and has parameters"):
+        models.init(models.build(f"{tmp_path}/net.py:model", 3, hidden=(), activation="relu"), jax.random.key(0), (4,))
 
 
 # A large eps keeps rounding small where a gradient is next to nothing.

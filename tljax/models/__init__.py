@@ -222,6 +222,9 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
         if not isinstance(variables, tuple) or len(variables) != 2:
             shown = plugins.shown(variables)
             raise InputError(f"model '{name}': stage '{stage.name}' draws {shown}: let `init` give (params, state)")
+        if stage.fixed and jax.tree.leaves(variables):
+            reason = "is `fixed` and has parameters: leave that out, and freeze them by a mask"
+            raise InputError(f"model '{name}': stage '{stage.name}' {reason}")
         return variables
 
     def apply(params: Params, state: ModelState, x: PyTree, **keywords: Any) -> tuple[PyTree, ModelState]:

@@ -690,7 +690,7 @@ def frozen_stages(model: Model, mask: Mask) -> tuple[str, ...]:
     """The stages that are frozen whole; in training they run as in evaluation, so without dropout.
 
     A stage with nothing that could train (pooling, dropout) goes with the next above it that has something, and is not
-    frozen if there is none.
+    frozen if there is none; one that is `fixed` is frozen in any case.
 
     >>> frozen_stages(models.build("mlp", 10, hidden=(8, 8), activation="relu"),
     ...               {"hidden_0": {"w": True}, "hidden_1": {"w": False}, "head": {"w": True}})
@@ -698,9 +698,11 @@ def frozen_stages(model: Model, mask: Mask) -> tuple[str, ...]:
     """
     names: list[str] = []
     frozen_above = False
-    for name in reversed(models.names(model)):
+    for stage in reversed(model):
+        name = stage.name
         leaves = dict(paths.items(mask[name]))
-        frozen = frozen_above if not leaves else not any(map(masks.trains, leaves.values()))
+        with_above = not leaves and not stage.fixed
+        frozen = frozen_above if with_above else not any(map(masks.trains, leaves.values()))
         if any("batch_stats" not in path.split("/") for path in leaves):
             frozen_above = frozen
         names += [name] if frozen else []
