@@ -21,7 +21,7 @@ import numpy as np
 from jax._src import source_info_util
 from jax.extend import core
 
-from tljax.train.memory import inner_programs
+from tljax.train.memory import inner_programs, scan_operands
 
 IDENTICAL, EQUAL, EQUAL_IF_FINITE = 0, 1, 2
 """Grades of a fact, as `report.GRADES` has them."""
@@ -1778,7 +1778,7 @@ def _same(a: Value, b: Value) -> bool:
 
 def _scan(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, ...]) -> list[Value]:
     parameters = equation.params
-    body, consts_count, carry_count = parameters["jaxpr"], parameters["num_consts"], parameters["num_carry"]
+    body, (consts_count, carry_count) = parameters["jaxpr"], scan_operands(equation)
     consts, start = values[:consts_count], values[consts_count : consts_count + carry_count]
     stacks = values[consts_count + carry_count :]
     shapes = [var.aval.shape for var in equation.outvars[:carry_count]]
@@ -1810,8 +1810,9 @@ def _unrolled(
 ) -> list[Value]:
     """A loop of few turns, turn by turn, in which constants and what is frozen may differ from row to row."""
     parameters = equation.params
-    body, carry_count, length = parameters["jaxpr"], parameters["num_carry"], parameters["length"]
+    body, length = parameters["jaxpr"], parameters["length"]
     consts, carry, stacks = operands
+    carry_count = len(carry)
     shapes = [atom.aval.shape for atom in equation.invars[len(consts) + len(carry) :]]
     results: list[list[Value]] = [[] for _ in range(length)]
     for turn in reversed(range(length)) if parameters["reverse"] else range(length):

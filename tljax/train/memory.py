@@ -90,6 +90,15 @@ def inner_programs(equation: Any) -> list[Any]:
     return [part for part in (getattr(part, "jaxpr", part) for part in parts) if hasattr(part, "eqns")]
 
 
+def scan_operands(equation: Any) -> tuple[int, int]:
+    """(How many operands of a scan are the same in every turn, how many after them are carried); the rest are rows."""
+    parts = equation.params.get("ft_in")  # JAX 0.12 has the operands of the three kinds, 0.10 how many there are
+    if parts is None:
+        return equation.params["num_consts"], equation.params["num_carry"]
+    same, carried, _ = (len(list(part)) for part in parts.unpack())
+    return same, carried
+
+
 def _nbytes(variable: Any) -> int:
     shape, dtype = getattr(variable.aval, "shape", ()), getattr(variable.aval, "dtype", None)
     return math.prod(shape) * getattr(dtype, "itemsize", 4)
