@@ -376,7 +376,7 @@ def _flops_bounded(proof: _Proof) -> str:
     counts = [fits.flops(program, case.params, mask, shape, case.model_state) for program, mask in each]
     most = _BOOKKEEPING * sum(row.size for row in masks.table(case.ordinary, everything))
     counted = f"{', then '.join(f'{count:,.0f}' for count in counts)}; full training {whole:,.0f}"
-    counted += f", and up to {most:,.0f} for selecting" if max(counts) > whole else ""
+    counted += f" and {most:,.0f} for selecting are {whole + most:,.0f}" if max(counts) > whole else ""
     assert max(counts) <= whole + most, counted
     return f"{counted} (batch {problems.BATCH})"
 
