@@ -546,10 +546,10 @@ def _make_reference(options: CardFlags, folder: Path, known: Mapping[str, Path],
 
 
 def _source_accuracy(transfer: Transfer, place: Place) -> list[float]:
-    """The source's own accuracy under each seed of the card."""
+    """The source's own accuracy under each seed of the card; nothing where it is not known, as of weights of others."""
     settings = Settings.from_flags(**_values(transfer, place))
-    source = sources.from_checkpoint(settings)
-    return [float(source.trained[seed].score or 0.0) for seed in settings.seeds]
+    trained = sources.from_checkpoint(settings).trained
+    return [score for seed in settings.seeds if (score := trained[seed].score) is not None]
 
 
 def _random_masks(transfer: Transfer, place: Place) -> dict[str, Any]:

@@ -251,6 +251,15 @@ def first_stages(capsys):
     assert frozen == {"hidden_0", "hidden_1"} and trained == {"hidden_2", "head"}
 
 
+def fixed(capsys):
+    run("A bottom that never trains and is no parameter", "--seeds=0")
+    said = capsys.readouterr().out
+    assert "cosines is frozen: features of 10,000 examples are computed once" in said
+    trees = kept("runs/above")
+    assert {name.split("-")[0] for name in trees} == {"pretrain", "scratch", "full"}
+    assert all({path.split("/")[0] for path in tree} == {"hidden", "head"} for tree in trees.values())
+
+
 def decay(capsys):
     run("Decay on kernels only, by a flag")
     table = mask_table(capsys.readouterr().out, "full")
@@ -326,6 +335,7 @@ PROGRAM_CHECKS = {
     "My own metric": metric,
     "LoRA on the query kernels of my ViT": query_kernels,
     "Freeze the first stages of a model": first_stages,
+    "A bottom that never trains and is no parameter": fixed,
     "Decay on kernels only, by a flag": decay,
     "Batch-norm statistics of frozen layers": statistics,
     "Stop early on a validation split": early,

@@ -432,6 +432,7 @@ def drive(
     A segment ends at each point of the curves and where a phase begins. Without `evaluated` there are no logits. The
     outputs of a point are computed before the next segment, and may be waited for in it (`Execution.meanwhile`).
     """
+    process.release_programs()
     spec, trials = group[0].spec, [fit.trial for fit in group]
     points, stops = curve_points(on_device.recipe, group), _stops(on_device, group)
     execution = replace(on_device.execution, should_stop=should_stop) if should_stop else on_device.execution

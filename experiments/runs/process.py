@@ -19,6 +19,7 @@ import hashlib
 import importlib.util
 import io
 import logging
+import math
 import os
 import pkgutil
 import platform
@@ -565,6 +566,26 @@ def _keep_compiled(folder: str | None) -> None:
 
 _DAMAGED = "Error reading persistent compilation cache entry for "
 """How JAX's warning begins of an entry that a full disk or a killed process left cut, or that was changed."""
+
+
+def release_programs() -> None:
+    """Let JAX drop its compiled programs once they take half of the mappings of memory that Linux allows a process.
+
+    A program takes some tens, which stay as long as JAX has it: that of a ViT's thirtieth strategy would get none, and
+    LLVM ends the process then with a segmentation fault. What is needed again is compiled again, or loaded.
+    """
+    taken, most = _mappings()
+    if taken > most / 2:
+        jax.clear_caches()
+
+
+def _mappings() -> tuple[int, float]:
+    """(The mappings of memory of this process, how many it may have); no limit where that is not known."""
+    try:
+        most = int(Path("/proc/sys/vm/max_map_count").read_text())
+        return Path("/proc/self/maps").read_bytes().count(b"\n"), most
+    except (OSError, ValueError):
+        return 0, math.inf
 
 
 def _replace_damaged() -> None:

@@ -212,7 +212,7 @@ class Reference(NamedTuple):
     test_sets: tuple[str, str | None, str | None]
     """Digests of the test sets of target, source and shift."""
     source_accuracy: tuple[float, ...]
-    """The source's on its own test set, before the transfer, a seed each."""
+    """The source's on its own test set, before the transfer, a seed each; empty where it is not known."""
     environment: Mapping[str, Any]
     """The machine and versions that computed them."""
     digest: str
