@@ -301,7 +301,9 @@ def _values(transfer: Transfer, place: Place) -> dict[str, Any]:
     flags = {**transfer.flags, **place.more}
     if not flags.get("source"):
         return flags
-    of_source = {name: value for name, value in flags.items() if name not in ("target", "train_examples", "strategies")}
+    # Transfers of one source share its folder whatever else is theirs: how long a fit trains, say, is said of both.
+    of_target = {"target", "train_examples", "strategies", *(name for name in flags if f"source_{name}" in flags)}
+    of_source = {name: value for name, value in flags.items() if name not in of_target}
     seeds = (*flags["seeds"], *transfer.tuning_seeds)
     settings = Settings.from_flags(**{**of_source, "seeds": seeds, "validation": 0.0})
     task = plan.source_task(settings)

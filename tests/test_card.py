@@ -14,7 +14,7 @@ from experiments.pages import strategy_card as page
 from experiments.runs import confirmation, directory, strategy_cards
 from experiments.runs.strategy_cards import Arm, JudgedItems, Masks, OnTransfer, Reference, Transfer
 from experiments.strategy_cards import tail
-from tljax import models, paths, weights
+from tljax import models, paths, plugins, weights
 from tljax.audit.lines import Check
 from tljax.models import efficientnet_lite
 from tljax.study import statistics
@@ -230,12 +230,12 @@ def test_every_shipped_transfer_can_be_read_and_its_scores_are_of_its_flags():
     for name, file in known.items():
         transfer = strategy_cards.read_transfer(file, "MANUAL")
         assert transfer.title and transfer.margin == 1 and not set(transfer.tuning_seeds) & set(transfer.flags["seeds"])
-        reference = strategy_cards.read_reference(strategy_cards.SHIPPED, strategy_cards.read_transfer(file, "MANUAL"))
-        if reference is not None:
-            size += (strategy_cards.SHIPPED / f"{name}.json").stat().st_size
-            assert {"scratch", "full", "head_only"} <= reference.arms.keys()
-            shapes = {each.target.shape for each in reference.arms.values()}
-            assert len(shapes) == 1 and shapes.pop()[0] == len(transfer.flags["seeds"])
+        reference = strategy_cards.read_reference(strategy_cards.SHIPPED, transfer)
+        assert reference is not None, f"{name} has no scores"
+        size += (strategy_cards.SHIPPED / f"{name}.json").stat().st_size
+        assert {"scratch", *plugins.names("tljax.strategies", "strategy")} == {*reference.arms, *reference.left_out}
+        shapes = {each.target.shape for each in reference.arms.values()}
+        assert len(shapes) == 1 and shapes.pop()[0] == len(transfer.flags["seeds"])
     assert size <= 2e6
 
 
@@ -338,6 +338,22 @@ def test_a_newcomers_card_is_the_same_twice_and_its_numbers_follow_from_the_bits
     )
     assert len(of_transfer["retention"]) == 3 and len(of_transfer["shift"]) == 3 and of_transfer["masks"]["peers"] >= 5
     assert reference["left_out"].keys() == {"attention_only"}
+
+
+@pytest.mark.slow
+def test_transfers_that_train_otherwise_share_a_source(version, tmp_path):
+    shutil.copytree(version, tmp_path / "two-cards-1")
+    text = (version / "digits_clothes.flags").read_text(encoding="utf-8")
+    longer = text.replace("--steps=6", "--steps=9").replace("--train_examples=30", "--train_examples=all")
+    (tmp_path / "two-cards-1" / "digits_all.flags").write_text(longer, encoding="utf-8")
+    places = set()
+    for name in ("digits_clothes", "digits_all"):
+        transfer = strategy_cards.read_transfer(tmp_path / "two-cards-1" / f"{name}.flags")
+        place = card._prepared_for(transfer, card.Place(tmp_path, "two-cards-1", {}))
+        values = card._values(transfer, place)
+        assert values["steps"] == {"digits_clothes": 6, "digits_all": 9}[name]
+        places.add(values["source_checkpoint"])
+    assert len(places) == 1 and len(list((tmp_path / "sources").iterdir())) == 1
 
 
 @pytest.mark.slow

@@ -62,6 +62,7 @@ def numbers(contents: Contents) -> dict[str, Any]:
         "spec": contents.spec,
         "code": contents.code,
         "scores_sha256": {part.transfer.name: strategy_cards.digest(part.arm) for part in contents.parts},
+        "all_scores_sha256": _all_scores(contents),
         "reference_sha256": {part.transfer.name: part.reference.digest for part in contents.parts},
         "level": strategy_cards.LEVEL,
         "explore": contents.explore,
@@ -153,9 +154,14 @@ def other_versions(contents: Contents) -> list[str]:
     return list(lines)
 
 
+def _all_scores(contents: Contents) -> str:
+    """SHA-256 of the digests of the scores of all transfers."""
+    return strategy_cards.hashed("".join(strategy_cards.digest(part.arm) for part in contents.parts))
+
+
 def bibtex(contents: Contents) -> str:
     """A BibTeX entry of the card, with the digest of its scores."""
-    scores = strategy_cards.hashed("".join(strategy_cards.digest(part.arm) for part in contents.parts))
+    scores = _all_scores(contents)
     key = re.sub(r"[^A-Za-z0-9]+", "-", f"{contents.version}-{contents.strategy}").strip("-").lower()
     title = re.sub(r"([&%$#_{}])", r"\\\1", f"Strategy card of {contents.strategy}")
     transfers = ", ".join(part.transfer.name.replace("_", r"\_") for part in contents.parts)
@@ -319,14 +325,18 @@ def notes(record: Mapping[str, Any], contents: Contents) -> list[str]:
         lines.append("of the items that explore alone: nothing here is a verdict")
     elif contents.order > 1:
         lines.append(
-            f"this is strategy {contents.order} whose verdict on the same items this user has looked at: of so many, "
-            "the best is not as good as it looks"
+            f"this is strategy {contents.order} whose verdict on the same items this user has looked at, in whatever "
+            "folder: of so many, the best is not as good as it looks"
         )
     differ = {name: each["anchor_items_differ"] for name, each in record["transfers"].items()}
     if any(count > 0 for count in differ.values()):
-        items = ", ".join(f"{count} items of {name}" for name, count in differ.items() if count > 0)
+        tests = {part.transfer.name: len(part.items.labels) for part in contents.parts}
+        items = ", ".join(f"{count:,} of {tests[name]:,} of {name}" for name, count in differ.items() if count > 0)
+        same = ", ".join(name for name, count in differ.items() if count == 0)
+        why = "versions differ" if record["other_versions"] else "this machine rounds otherwise"
         lines.append(
-            f"this machine rounds otherwise: {ANCHOR} trained again differs from its shipped scores on {items}"
+            f"{ANCHOR}, trained again here under the first seed, has other scores than the shipped on some test items, "
+            f"as {why}: {items}{f'; none of {same}' if same else ''}"
         )
     elif any(count == 0 for count in differ.values()):
         lines.append(f"{ANCHOR}, trained again here under the first seed, has its shipped scores to the bit")
@@ -336,7 +346,8 @@ def notes(record: Mapping[str, Any], contents: Contents) -> list[str]:
         lines.append("its own shipped scores are " + ("the same to the bit" if again == {True} else "not the same"))
     lost = {name: each["diverged"] for name, each in record["transfers"].items() if each["diverged"]}
     lines += [f"{count} fits of {name} diverged, and count as the commonest class" for name, count in lost.items()]
-    lines.append(f"scores: {', '.join(f'{name} {value[:16]}' for name, value in record['scores_sha256'].items())}")
+    digests = ", ".join(f"{name} {value[:16]}" for name, value in record["scores_sha256"].items())
+    lines.append(f"scores: {digests}; all together {record['all_scores_sha256'][:16]}")
     return lines
 
 
