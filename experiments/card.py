@@ -207,6 +207,7 @@ def _make_card(
         tuple(proofs),
         anchors,
         options.explore,
+        "".join(f" {text}" for text in _flags_beside(options)),
         order,
         directory.environment({}),
         time.monotonic() - began,
@@ -215,6 +216,13 @@ def _make_card(
     if failed := [check for check in proofs if check.passed is False]:
         raise InputError(f"'{strategy.label}' is refuted by {len(failed)} of {len(proofs)} checks: see {page.NAME}")
     return record
+
+
+def _flags_beside(options: CardFlags) -> list[str]:
+    """The flags of a card that decide what is on it, beside the strategy; a folder of data as DIR."""
+    named = [f"--transfers={','.join(options.transfers)}"] if options.transfers else []
+    named += ["--explore"] if options.explore else []
+    return [*named, *(f"--{name}=DIR" for name in ("reference", "manual_dir") if getattr(options, name))]
 
 
 def _shown(label: str, text: str) -> str:

@@ -51,7 +51,7 @@ def part(mine, others, groups=None, masks=None):
 def contents(parts, explore=False, proofs=(), strategy="mine", order=1, environment=ENVIRONMENT):
     anchors = {each.transfer.name: 0 for each in parts}
     more = strategy, f"{strategy}.py:strategy", "c0de", tuple(parts), {}, proofs, anchors
-    return page.Contents("tiny-cards-1", *more, explore, order, environment, 1.0)
+    return page.Contents("tiny-cards-1", *more, explore, "", order, environment, 1.0)
 
 
 OTHERS = (arm("scratch", 0.5, 1, source=False), arm("full", 0.6, 2), arm("head_only", 0.8, 3))

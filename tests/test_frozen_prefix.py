@@ -102,14 +102,38 @@ def test_a_fixed_stage_is_computed_once_whatever_trains():
     assert len(cache.arrays) == 1 and "below is frozen: features of 60 examples are computed once" in messages[1]
 
 
-def test_a_fixed_stage_has_no_parameters(tmp_path):
+def test_a_fixed_stage_draws_nothing(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import flax.linen as nn\nfrom tljax.models.linen import stage\n"
+        "def model(classes, *, rate: float = 0.5):\n"
+        "    bottom = stage('bottom', nn.Dropout(rate))._replace(fixed=True)\n"
+        "    return bottom, stage('head', nn.Dense(classes))\n"
+    )
+    for rate, refused in ((0.5, True), (0.0, False)):
+        model = models.build(f"{tmp_path}/net.py:model:rate={rate}", 3, hidden=(), activation="relu")
+        if refused:
+            with pytest.raises(InputError, match="stage 'bottom' is `fixed` and uses its key: a draw would never be"):
+                models.init(model, jax.random.key(0), (4,))
+        else:
+            assert models.init(model, jax.random.key(0), (4,))["bottom"] == {}
+
+
+@pytest.mark.parametrize(
+    ("fixed", "words"),
+    [
+        ("body", "stage 'body' is `fixed` and has parameters or a state: leave that out"),
+        ("head", "its head, stage 'head', is `fixed`: only stages below it may be"),
+    ],
+)
+def test_a_fixed_stage_has_no_parameters_and_is_no_head(fixed, words, tmp_path):
     (tmp_path / "net.py").write_text(
         "import jax.numpy as jnp\nfrom tljax.types import Stage\n"
         "def model(classes):\n"
-        "    head = lambda key, x: {'w': jnp.ones((x.shape[1], classes))}\n"
-        "    return (Stage('head', head, lambda params, x, *, key=None: x @ params['w'], fixed=True),)\n"
+        "    draw = lambda key, x: {'w': jnp.ones((x.shape[1], classes))}\n"
+        "    apply = lambda params, x, *, key=None: x @ params['w']\n"
+        f"    return tuple(Stage(name, draw, apply, fixed=name == '{fixed}') for name in ('body', 'head'))\n"
     )
-    with pytest.raises(InputError, match="stage 'head' is `fixed` and has parameters"):
+    with pytest.raises(InputError, match=words):
         models.init(models.build(f"{tmp_path}/net.py:model", 3, hidden=(), activation="relu"), jax.random.key(0), (4,))
 
 

@@ -260,8 +260,8 @@ class Stage(NamedTuple):
     """Neighbours with equal values, other than None, are one function of parameters of the same shapes, which gives
     what it takes in shape and dtype: it is compiled once for all of them (`jax.lax.scan`), where none has a state."""
     fixed: bool = False
-    """Whether it has no parameters and no state and makes no draws, so that its outputs depend on its inputs alone: a
-    network that never trains, closed over. Leading ones are of the frozen prefix under every mask: computed once."""
+    """Whether it has no parameters and no state, makes no draws, and gives for each example what depends on that alone:
+    a network that never trains, closed over. Leading ones are of the frozen prefix under every mask: computed once."""
 
 
 Model = tuple[Stage, ...]

@@ -41,6 +41,8 @@ class Contents(NamedTuple):
     """{transfer: on how many test items the shipped arm that was trained again differs; -1 where there is none}."""
     explore: bool
     """Whether the items that confirm are left alone."""
+    flags: str
+    """The other flags of the command, each after a blank."""
     order: int
     """Which strategy of this user's this is, from 1, whose verdict is looked at."""
     environment: Mapping[str, Any]
@@ -126,8 +128,13 @@ def _of_transfer(
         "shift": _means(part, arm, "shift", contents.explore),
         "shift_of_scratch": _means(part, part.reference.arms["scratch"], "shift", contents.explore),
         "anchor_items_differ": contents.anchors.get(name, -1),
+        "accuracy_of_scratch": {
+            half: strategy_cards.accuracy(part.reference.arms["scratch"], part.items.halves[half], part.items.labels)
+            for half in _halves(contents)
+        },
         "shipped_bits": None if shipped is None else strategy_cards.digest(shipped) == strategy_cards.digest(arm),
         "cost": dict(arm.cost),
+        "step_flops_of_full": part.reference.arms["full"].cost["step_flops"] if "full" in part.reference.arms else None,
     }
 
 
@@ -208,10 +215,13 @@ def beside(record: Mapping[str, Any]) -> Table:
 
 
 def kept(record: Mapping[str, Any]) -> Table:
-    """A row a transfer: what is left of the source, and what holds under the shift."""
+    """A row a transfer: how well the target is learnt, what is left of the source, and what holds under the shift."""
+    half = "explore" if record["explore"] else "confirm"
     rows = [
         [
             Cell(each["title"]),
+            Cell(tables.percent(each["accuracy"][half])),
+            Cell(tables.percent(each["accuracy_of_scratch"][half])),
             _mean(each["retention"]),
             _mean(each["source_accuracy"]),
             _mean(each["shift"]),
@@ -219,8 +229,9 @@ def kept(record: Mapping[str, Any]) -> Table:
         ]
         for each in record["transfers"].values()
     ]
-    columns = ["Transfer", "Source after (%)", "Source before (%)", "Under shift (%)", "Scratch under shift (%)"]
-    return Table("What it keeps", columns, rows)
+    of_shift = ["Under shift (%)", "Scratch under shift (%)"]
+    columns = ["Transfer", "Accuracy (%)", "Scratch (%)", "Source after (%)", "Source before (%)", *of_shift]
+    return Table("How well it reads target and source", columns, rows)
 
 
 def costs(record: Mapping[str, Any]) -> Table:
@@ -229,7 +240,7 @@ def costs(record: Mapping[str, Any]) -> Table:
         [
             Cell(each["title"]),
             Cell(f"{each['cost']['trained']:,} of {each['cost']['total']:,}"),
-            Cell(f"{each['cost']['step_flops'] / 1e6:,.1f}"),
+            Cell(f"{each['cost']['step_flops'] / 1e6:,.1f}", _flops_of_full(each)),
             Cell(f"{each['cost']['steps']:,}"),
             Cell(NOTHING if each["cost"]["seconds"] is None else f"{each['cost']['seconds']:.2f}"),
             Cell(NOTHING if each["cost"]["peak_bytes"] is None else f"{each['cost']['peak_bytes'] / 1e6:,.1f}"),
@@ -239,6 +250,12 @@ def costs(record: Mapping[str, Any]) -> Table:
     ]
     columns = ["Transfer", "Numbers that train", "MFLOP a step", "Steps", "Seconds a fit", "Memory (MB)", "Rate"]
     return Table("What it costs", columns, rows)
+
+
+def _flops_of_full(each: Mapping[str, Any]) -> str:
+    """What a step of full fine-tuning takes beside it."""
+    flops = each["step_flops_of_full"]
+    return "" if flops is None else f"full {flops / 1e6:,.1f}"
 
 
 def _at_end(each: Mapping[str, Any]) -> str:
@@ -291,13 +308,14 @@ CAPTIONS = {
     "for a group of test items that differs from all that were seen, which with few groups can make it several times "
     "as wide. The rank is by mean accuracy on the items that explore. Random masks over stages and kinds of leaves "
     "were tried at the same rates and tuning seeds; the percentile is among the {near} or more whose numbers that "
-    "train below the head are nearest to the strategy's, which may be far from it.",
+    "train below the head are nearest to the strategy's, which may be far from it. Scratch, the shipped strategies and "
+    "the masks have the scores of the package, under its versions: nobody trained them here.",
     "beside": "On the items that {half}. Each strategy that is compared with is a family by itself, at {level:g} %, "
     "and exploratory. Which is best was chosen on the items that explore.",
-    "kept": "Means over seeds, with their range. The source task is measured with the source's own head put back. The "
+    "kept": "Means over seeds, with their range. The accuracy is of the items that {half}. The source task is measured with the source's own head put back. The "
     "shift is other test items: {shifts}.",
-    "costs": "Of one fit. FLOPs of a step are counted from the traced program; seconds, with what was compiled "
-    "meanwhile, and memory are this machine's.",
+    "costs": "Of one fit. FLOPs of a step are counted from the traced program, a mean over the steps of all phases; "
+    "seconds, with what was compiled meanwhile, and memory are this machine's.",
     "proofs": "What experiments.check says of the strategy.",
 }
 
@@ -317,7 +335,7 @@ def notes(record: Mapping[str, Any], contents: Contents) -> list[str]:
     )
     lines += [f"{name} is left out: {why}" for name, why in record["left_out"].items()]
     lines += [
-        f"{part.transfer.name} has no scores of {', '.join(part.reference.left_out)}"
+        f"{part.transfer.name} has no scores of {', '.join(part.reference.left_out)}, which its model is not for"
         for part in contents.parts
         if part.reference.left_out
     ]
@@ -341,9 +359,15 @@ def notes(record: Mapping[str, Any], contents: Contents) -> list[str]:
     elif any(count == 0 for count in differ.values()):
         lines.append(f"{ANCHOR}, trained again here under the first seed, has its shipped scores to the bit")
     lines += [f"other versions: {line}" for line in record["other_versions"]]
-    again = {each["shipped_bits"] for each in record["transfers"].values()} - {None}
-    if again:
-        lines.append("its own shipped scores are " + ("the same to the bit" if again == {True} else "not the same"))
+    same, other = (
+        ", ".join(name for name, each in record["transfers"].items() if each["shipped_bits"] is value)
+        for value in (True, False)
+    )
+    if same or other:
+        of_same = f"the same to the bit{f' on {same}' if other else ''}" if same else ""
+        lines.append(
+            f"its own shipped scores are {' and '.join(filter(None, [of_same, other and f'others on {other}']))}"
+        )
     lost = {name: each["diverged"] for name, each in record["transfers"].items() if each["diverged"]}
     lines += [f"{count} fits of {name} diverged, and count as the commonest class" for name, count in lost.items()]
     digests = ", ".join(f"{name} {value[:16]}" for name, value in record["scores_sha256"].items())
@@ -383,7 +407,7 @@ def write(folder: Path, contents: Contents) -> dict[str, Any]:
         for key, table in parts.items()
         if table.rows
     ]
-    command = f"python -m experiments.card {contents.spec} --output=NEW"
+    command = f"python -m experiments.card {contents.spec} --output=NEW{contents.flags}"
     environment = {key: value for key, value in contents.environment.items() if value}
     lists = [
         ("What goes with the numbers", [(str(i), line) for i, line in enumerate(lines, 1)]),

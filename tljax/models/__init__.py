@@ -205,6 +205,8 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
     `classes` is the number of classes that the head has to return; None for other stages.
     """
     stage = full_form(stage)
+    if stage.fixed and classes is not None:
+        raise InputError(f"model '{name}': its head, stage '{stage.name}', is `fixed`: only stages below it may be")
 
     def call(part: Callable[..., Any], x: Any, *arguments: Any, **keywords: Any) -> Any:
         try:
@@ -223,7 +225,10 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
             shown = plugins.shown(variables)
             raise InputError(f"model '{name}': stage '{stage.name}' draws {shown}: let `init` give (params, state)")
         if stage.fixed and jax.tree.leaves(variables):
-            reason = "is `fixed` and has parameters: leave that out, and freeze them by a mask"
+            reason = "is `fixed` and has parameters or a state: leave that out, and freeze them by a mask"
+            raise InputError(f"model '{name}': stage '{stage.name}' {reason}")
+        if stage.fixed and _uses_key(stage, x):
+            reason = "is `fixed` and uses its key: a draw would never be made; leave `fixed` out"
             raise InputError(f"model '{name}': stage '{stage.name}' {reason}")
         return variables
 
@@ -250,6 +255,15 @@ def _guarded(stage: Stage, name: str, function: Callable[..., Any], classes: int
         return y, new_state
 
     return stage._replace(init=init, apply=wraps(stage.apply)(apply))
+
+
+def _uses_key(stage: Stage, x: PyTree) -> bool:
+    """Whether the output of a stage without parameters may depend on its key: whether any operation reads that."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), x)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(lambda key, x: stage.apply({}, {}, x, key=key, train=False, weight=None))(key, shapes)
+    [variable, *_] = traced.jaxpr.invars
+    return any(variable is operand for equation in traced.jaxpr.eqns for operand in equation.invars)
 
 
 @lru_cache(maxsize=4096)
