@@ -166,7 +166,7 @@ def test_the_page_says_other_versions_a_refuted_check_other_rounding_and_how_man
     text, html = capsys.readouterr().out, (tmp_path / page.NAME).read_text(encoding="utf-8")
     for words in (
         "jax 2 here, 1 in the shipped scores",
-        "4 items of a_b",
+        "on some test items, as versions differ: 4 of 60 of a_b",
         "strategy 3 whose verdict",
         "REFUTED by 1 of 1 checks (frozen stays)",
     ):

@@ -312,8 +312,8 @@ CAPTIONS = {
     "the masks have the scores of the package, under its versions: nobody trained them here.",
     "beside": "On the items that {half}. Each strategy that is compared with is a family by itself, at {level:g} %, "
     "and exploratory. Which is best was chosen on the items that explore.",
-    "kept": "Means over seeds, with their range. The accuracy is of the items that {half}. The source task is measured with the source's own head put back. The "
-    "shift is other test items: {shifts}.",
+    "kept": "Means over seeds, with their range. The accuracy is of the items that {half}. The source task is measured "
+    "with the source's own head put back. The shift is other test items: {shifts}.",
     "costs": "Of one fit. FLOPs of a step are counted from the traced program, a mean over the steps of all phases; "
     "seconds, with what was compiled meanwhile, and memory are this machine's.",
     "proofs": "What experiments.check says of the strategy.",
