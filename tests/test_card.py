@@ -239,6 +239,36 @@ def test_every_shipped_transfer_can_be_read_and_its_scores_are_of_its_flags():
     assert size <= 2e6
 
 
+COLUMNS = (
+    *("capitals_digits_5", "capitals_digits_100", "capitals_mnist_all", "digits_blurred_5", "letters_20"),
+    "photographs_20",
+)
+"""The transfers of the table of experiments/RESULTS.md, in its order."""
+
+
+def test_the_table_of_the_results_has_the_shipped_scores():
+    text = (strategy_cards.SHIPPED.parent.parent / "RESULTS.md").read_text(encoding="utf-8")
+    section = text.partition("\n## 9. Every strategy on the transfers of cards\n")[2]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    table = {name.strip("`"): dict(zip(COLUMNS, cells, strict=True)) for name, *cells in rows}
+    ends = arms = 0
+    means = {}
+    for name, file in strategy_cards.flagfiles(strategy_cards.SHIPPED).items():
+        transfer = strategy_cards.read_transfer(file, "MANUAL")
+        known = strategy_cards.read_reference(strategy_cards.SHIPPED, transfer).arms
+        means[name] = {label: 100 * each.target.mean() for label, each in known.items()}
+        assert {label for label, cells in table.items() if cells[name] != "-"} == known.keys()
+        assert all(table[label][name] == f"{mean:.1f}" for label, mean in means[name].items())
+        ends += sum(each.rate in (min(transfer.rates), max(transfer.rates)) for each in known.values())
+        arms += len(known)
+    assert f"{ends} of the {arms} arms" in section
+    above = {name: [v for v in of.values() if v > of["scratch"]] for name, of in means.items()}
+    assert [len(above[name]) for name in COLUMNS[::2]] == [22, 4, 19] and len(above["digits_blurred_5"]) == 29
+    assert (
+        not above["photographs_20"] and max(above["capitals_mnist_all"]) < means["capitals_mnist_all"]["scratch"] + 0.2
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["efficientnet_lite", "efficientnet_lite_pytorch"])
 def test_the_tail_above_a_file_s_bottom_is_the_whole_network(layout, tmp_path):
