@@ -117,7 +117,7 @@ def broken(report: Report, claims: Iterable[Claim], at_least: Grade = "changed")
         if finding.claim in claims and finding.verdict != "proved":
             rows.append(finding)
         elif finding.claim in claims and low:
-            rows.append(replace(finding, detail=f"{finding.detail}; that is less than '{at_least}', as is asked for"))
+            rows.append(replace(finding, detail=f"{finding.detail}; `at_least={at_least}` asks for more"))
     return tuple(rows)
 
 
