@@ -21,29 +21,6 @@ from experiments.runs.settings import Settings, parse_flags
 from tljax import train
 from tljax.types import InputError
 
-
-@pytest.mark.parametrize(("taken", "most", "kept"), [(60, 100, 0), (40, 100, 1), (60, float("inf"), 1)])
-def test_compiled_programs_are_dropped_before_they_take_all_mappings_of_memory(taken, most, kept, monkeypatch):
-    """Some thousand programs in one process would end it with a segmentation fault."""
-    program = jax.jit(lambda x: x + 1)
-    program(1.0)
-    monkeypatch.setattr(process, "_mappings", lambda: (taken, most))
-    process.release_programs()
-    assert program._cache_size() == kept
-
-
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no Linux")
-def test_a_program_that_is_compiled_takes_mappings_and_a_dropped_one_gives_them_back():
-    programs = [jax.jit(lambda x, k=k: jax.numpy.tanh(x @ x) * k) for k in range(20)]
-    before = process._mappings()
-    for program in programs:
-        program(np.ones((64, 64), np.float32))
-    after = process._mappings()
-    jax.clear_caches()
-    dropped = process._mappings()
-    assert before[1] == after[1] > 1000 and before[0] + 20 <= after[0] and dropped[0] <= after[0] - 20
-
-
 ROOT = Path(__file__).parent.parent
 STRATEGIES = ("scratch", "full", "head_only", "lp_ft")
 
@@ -329,3 +306,25 @@ def test_the_commands_for_clusters_have_flags_that_there_are(file):
     flags = [flag.replace("--flagfile=", f"--flagfile={ROOT}/") for flag in flags]
     values = parse_flags(["transfer", *flags])
     assert values["distributed"] and Settings.from_flags(**values).workdir
+
+
+@pytest.mark.parametrize(("taken", "most", "kept"), [(60, 100, 0), (40, 100, 1), (60, float("inf"), 1)])
+def test_compiled_programs_are_dropped_before_they_take_all_mappings_of_memory(taken, most, kept, monkeypatch):
+    """Some thousand programs in one process would end it with a segmentation fault."""
+    program = jax.jit(lambda x: x + 1)
+    program(1.0)
+    monkeypatch.setattr(process, "_mappings", lambda: (taken, most))
+    process.release_programs()
+    assert program._cache_size() == kept
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no Linux")
+def test_a_program_that_is_compiled_takes_mappings_and_a_dropped_one_gives_them_back():
+    programs = [jax.jit(lambda x, k=k: jax.numpy.tanh(x @ x) * k) for k in range(20)]
+    before = process._mappings()
+    for program in programs:
+        program(np.ones((64, 64), np.float32))
+    after = process._mappings()
+    jax.clear_caches()
+    dropped = process._mappings()
+    assert before[1] == after[1] > 1000 and before[0] + 20 <= after[0] and dropped[0] <= after[0] - 20

@@ -350,11 +350,11 @@ def notes(record: Mapping[str, Any], contents: Contents) -> list[str]:
     if any(count > 0 for count in differ.values()):
         tests = {part.transfer.name: len(part.items.labels) for part in contents.parts}
         items = ", ".join(f"{count:,} of {tests[name]:,} of {name}" for name, count in differ.items() if count > 0)
-        same = ", ".join(name for name, count in differ.items() if count == 0)
+        equal = ", ".join(name for name, count in differ.items() if count == 0)
         why = "versions differ" if record["other_versions"] else "this machine rounds otherwise"
         lines.append(
             f"{ANCHOR}, trained again here under the first seed, has other scores than the shipped on some test items, "
-            f"as {why}: {items}{f'; none of {same}' if same else ''}"
+            f"as {why}: {items}{f'; none of {equal}' if equal else ''}"
         )
     elif any(count == 0 for count in differ.values()):
         lines.append(f"{ANCHOR}, trained again here under the first seed, has its shipped scores to the bit")

@@ -20,7 +20,7 @@ from tljax.audit.cotangents import CALLS, Read, operands_of_programs
 from tljax.audit.program import line_of
 from tljax.audit.report import Finding
 from tljax.train.flops import equation_flops
-from tljax.train.memory import inner_programs, scan_operands
+from tljax.train.memory import carried_operands, inner_programs
 
 
 class Live(NamedTuple):
@@ -140,7 +140,7 @@ class _Reader:
     ) -> tuple[float, list[bool], bool]:
         """A carry is wanted if the result is, or if a carry that is wanted is computed from it."""
         is_scan, operands = equation.primitive.name == "scan", operands_of_programs(equation)
-        first, carries = scan_operands(equation) if is_scan else (len(equation.invars) - len(results), len(results))
+        first, carries = carried_operands(equation)
         wanted = list(results)
         while True:
             reads = [False] * len(equation.invars)
@@ -289,11 +289,7 @@ def _follow_loop(
 ) -> list[_Fact]:
     """The facts of the results of a loop or a choice: until the carries' facts hold after a turn as before it."""
     name, operands = equation.primitive.name, operands_of_programs(equation)
-    if name == "scan":
-        first, carries = scan_operands(equation)
-    else:
-        carries = len(equation.outvars) if name == "while" else 0
-        first = len(facts) - carries
+    first, carries = carried_operands(equation)
     while True:
         seen: list[tuple[Any, frozenset[int]]] = []
         results = [

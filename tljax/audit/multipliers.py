@@ -19,7 +19,7 @@ from jax.extend import core
 from tljax.audit import idle
 from tljax.audit.cotangents import CALLS, Read, operands_of_programs
 from tljax.audit.report import Finding
-from tljax.train.memory import inner_programs, scan_operands
+from tljax.train.memory import carried_operands, inner_programs
 
 Atom = int
 Form = dict[tuple[Atom, ...], float]
@@ -127,10 +127,7 @@ class Forms:
                 for number, program in enumerate(inner)
             ]
             return [self.chosen(forms[0], cases) for cases in zip(*results, strict=True)]
-        carries = len(equation.outvars)
-        first = len(forms) - carries
-        if name == "scan":
-            first, carries = scan_operands(equation)
+        first, carries = carried_operands(equation)
         turns: list[Form] = []
         for index in range(len(equation.outvars)):
             begun = list(forms)

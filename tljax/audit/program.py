@@ -21,7 +21,7 @@ import numpy as np
 from jax._src import source_info_util
 from jax.extend import core
 
-from tljax.train.memory import inner_programs, scan_operands
+from tljax.train.memory import carried_operands, inner_programs
 
 IDENTICAL, EQUAL, EQUAL_IF_FINITE = 0, 1, 2
 """Grades of a fact, as `report.GRADES` has them."""
@@ -1778,7 +1778,7 @@ def _same(a: Value, b: Value) -> bool:
 
 def _scan(reader: _Reader, equation: Any, values: list[Value], path: tuple[int, ...]) -> list[Value]:
     parameters = equation.params
-    body, (consts_count, carry_count) = parameters["jaxpr"], scan_operands(equation)
+    body, (consts_count, carry_count) = parameters["jaxpr"], carried_operands(equation)
     consts, start = values[:consts_count], values[consts_count : consts_count + carry_count]
     stacks = values[consts_count + carry_count :]
     shapes = [var.aval.shape for var in equation.outvars[:carry_count]]

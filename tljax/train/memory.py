@@ -90,12 +90,18 @@ def inner_programs(equation: Any) -> list[Any]:
     return [part for part in (getattr(part, "jaxpr", part) for part in parts) if hasattr(part, "eqns")]
 
 
-def scan_operands(equation: Any) -> tuple[int, int]:
-    """(How many operands of a scan are the same in every turn, how many after them are carried); the rest are rows."""
-    parts = equation.params.get("ft_in")  # JAX 0.12 has the operands of the three kinds, 0.10 how many there are
-    if parts is None:
-        return equation.params["num_consts"], equation.params["num_carry"]
-    same, carried, _ = (len(list(part)) for part in parts.unpack())
+def carried_operands(equation: Any) -> tuple[int, int]:
+    """(The number of the first operand that a loop carries from turn to turn, how many it carries; 0 of a choice).
+
+    What comes before them is the same in every turn, and what comes after them are a scan's rows.
+    """
+    name, parameters = equation.primitive.name, equation.params
+    if name != "scan":
+        carried = len(equation.outvars) if name == "while" else 0
+        return len(equation.invars) - carried, carried
+    if "ft_in" not in parameters:  # JAX 0.12 has the operands of the three kinds, 0.10 how many there are
+        return parameters["num_consts"], parameters["num_carry"]
+    same, carried, _ = (len(list(part)) for part in parameters["ft_in"].unpack())
     return same, carried
 
 
